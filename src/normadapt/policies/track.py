@@ -1,0 +1,181 @@
+"""The default policy for streams: one window of evidence per site since the stream last changed.
+
+The weight is the pooled empirical-Bayes weight of that window against the source. What the window cannot know,
+because its classes are not the source's classes, is in its variance; a jump empties the window (THEORY section 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from normadapt.policies.base import (
+    Diagnostics,
+    Policy,
+    Source,
+    State,
+    Statistics,
+    are_below,
+    pair,
+    standardize,
+    unstandardize,
+)
+from normadapt.policies.mixed import instance_statistics
+from normadapt.policies.spread_learner import LearnedSpread, width_of
+from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
+from normadapt.spread import Pair, Spread
+from normadapt.statistics import Evidence
+
+_REFRESH = 0.1  # the weights are computed again when so much of the window is new: they hardly move before
+
+
+class TrackState(NamedTuple):
+    """What `Track` remembers of a site.
+
+    Args:
+        count: Instances in the window, N; older ones fade.
+        moments: Window means (2, C) of (x - m_s)/sqrt(v_s + eps) and of ((x - m_s)^2 + eps)/(v_s + eps).
+        classes: Predicted class frequencies of the window (K,); empty while unknown.
+        use: The statistics in use (2, C), as differences from the source in output units.
+        uncertainty: Mean sampling variance of `use` over channels, P, as (location, scale).
+        spread: Scatter learned from the stream; None where a profile knows it.
+        pending: Instances in the window that `use` does not know of yet.
+    """
+
+    count: float  # type: ignore[assignment]  # hides tuple.count
+    moments: LocationScale
+    classes: PerClass
+    use: LocationScale
+    uncertainty: Pair
+    spread: LearnedSpread | None
+    pending: float
+
+
+@dataclass(frozen=True)
+class Track(Policy):
+    """Follow a stream: pool evidence while nothing changes, start again when it jumps, keep the source in doubt.
+
+    One setting serves every batch size and stream. With a source profile the sampling variances, the gates and the
+    handling of mixed batches are exact in the sense of THEORY section 8; without one they are learned from the stream
+    and mixed batches are not split.
+
+    Args:
+        memory: Instances after which older ones have faded from the window.
+        jump_probability: The window is emptied when a batch is less probable than this under "nothing new".
+        significance: The source's statistics are kept while the window's shift is more probable than this by chance.
+        mixed_probability: Instances are normalized one by one when their scatter within a batch is less probable
+            than this; needs a profile and batches of three or more.
+
+    Raises:
+        ValueError: If a probability is not in (0, 1) or the memory is below 1.
+
+    References:
+        The rule is this project's own; its weight is that of Xie, Kou and Brown (2012), JASA 107(500), 1465-1479.
+    """
+
+    memory: float = 1000.0
+    jump_probability: float = 5e-7
+    significance: float = 0.05
+    mixed_probability: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.memory >= 1:
+            raise ValueError(f"memory must be at least 1 instance; got {self.memory!r}")
+        for name in ("jump_probability", "significance", "mixed_probability"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+
+    def init(self, source: Source) -> State:
+        """An empty window and the source's statistics in use."""
+        zeros = torch.zeros_like(source.mean)
+        learned = LearnedSpread.empty(source) if source.spread is None else None
+        none = torch.stack((zeros, zeros))
+        return TrackState(0.0, none, zeros.new_zeros(0), none, (0.0, 0.0), learned, 0.0)
+
+    def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
+        """One batch: test for a jump, pool, weigh, and split the batch if it is mixed."""
+        n = evidence.count
+        composition = evidence.composition
+        effective = float(n) if composition is None else composition.effective_count(n)
+        spread = source.spread if state.spread is None else state.spread.spread
+        if spread is None:
+            raise ValueError(f"Track's state of {source.name!r} was made with a source profile, and there is none")
+        weight, sum_weight = source.channel_weight, source.sum_weight
+
+        batch = standardize(evidence.both, source)
+        location, ratio = batch.unbind()
+        jumped = state.count > 0 and self._jumped(state, location, ratio, effective, n, spread, source)
+        classes, imbalance = state.classes, 0.0
+        if jumped:
+            classes = classes[:0]
+        elif composition is not None:
+            classes, imbalance = composition.pooled(classes, state.count)
+        learned = None
+        if state.spread is not None:
+            learned = state.spread.learn(evidence, state, ratio, source, self.memory, jumped=jumped)
+            spread = learned.spread
+
+        kept = 0.0 if jumped else min(state.count, max(self.memory - n, 0.0))
+        count = kept + n
+        share = n / count
+        ratio.addcmul_(location, location)  # from here on `batch` holds first and second moments about the source
+        moments = torch.lerp(state.moments, batch, share) if kept > 0 else batch
+        pending = state.pending + n
+        if not jumped and pending < _REFRESH * count:
+            after = state._replace(count=count, moments=moments, classes=classes, spread=learned, pending=pending)
+            return after, Statistics(None, None, self._split(evidence, state.use, source))
+
+        mean, second = moments.unbind()
+        # The second moment about the window's own mean misses what that mean scatters: add it back.
+        width = width_of(mean, second).add_(spread.location, alpha=1 / count)
+        inverse = share / effective
+        if classes.numel() > 0 and composition is not None:
+            inverse = max(1 / count, imbalance * (kept / count) ** 2 + share * share / effective)
+        shift = torch.stack((mean, width.log_().mul_(0.5)))
+        cumulants = spread.cumulants(inverse, 1 / count, (0.0, 0.0), sum_weight)
+        squared = pair((shift * shift) @ weight)
+        excess = (max(squared[0] - cumulants[0][0], 0.0), max(squared[1] - cumulants[1][0], 0.0))
+        significant = are_below(squared, cumulants, self.significance)
+        prior = [e / sum_weight[0] if yes else 0.0 for e, yes in zip(excess, significant, strict=True)]
+        weights: LocationScale | Pair = (0.0, 0.0)
+        if prior[0] == prior[1] == 0.0:
+            use, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
+            m_use, v_use = source.mean, source.variance
+        else:
+            noise = spread.sampling_variance(inverse, 1 / count)
+            spare = noise.new_tensor(((prior[0],), (prior[1],)))
+            weights = spare / (spare + noise)
+            use = weights * shift
+            uncertainty = pair(noise.mul_(weights) @ source.share)
+            m_use, v_use = unstandardize(use[0], use[1], source)
+
+        status = "new window" if jumped else "tracking" if any(prior) else "source"
+        expected = cumulants[0][0]
+        worth = min(spread.instance[0][0] / expected, count) if expected > 0 else count
+        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status)
+        after = TrackState(count, moments, classes, use, uncertainty, learned, 0.0)
+        return after, Statistics(m_use, v_use, self._split(evidence, use, source), diagnostics)
+
+    def _split(self, evidence: Evidence, use: LocationScale, source: Source) -> tuple[PerInstance, PerInstance] | None:
+        if source.spread is None or evidence.count < 3:
+            return None
+        return instance_statistics(evidence, use, source.spread, source, self.mixed_probability)
+
+    def _jumped(
+        self,
+        state: TrackState,
+        location: PerChannel,
+        ratio: PerChannel,
+        effective: float,
+        n: int,
+        spread: Spread,
+        source: Source,
+    ) -> bool:
+        scale = ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)
+        innovation = torch.stack((location, scale)).sub_(state.use)
+        squared = pair(innovation.square_() @ source.channel_weight)
+        cumulants = spread.cumulants(1 / effective, 1 / n, state.uncertainty, source.sum_weight)
+        return any(are_below(squared, cumulants, self.jump_probability))
