@@ -1,0 +1,373 @@
+"""`adapt(model)`: a model that answers like the one it was given and keeps its normalization statistics right."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from normadapt import reporting
+from normadapt.errors import SnapshotError, UnsupportedLayerError
+from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
+from normadapt.policies import Policy, Track
+from normadapt.predictions import Predictions, class_probabilities
+from normadapt.profile import SourceProfile
+from normadapt.report import Report
+from normadapt.sites import Fingerprint, fingerprint
+from normadapt.snapshots import flatten, map_tensors, rebuild, text
+from normadapt.statistics import Composition
+from normadapt.streams import Pass, Record, Stream, initial_state, new_stream
+
+DEFAULT_STREAM = "default"
+
+
+class _Setting(NamedTuple):
+    """How the current thread or task uses one adapted model."""
+
+    stream: str = DEFAULT_STREAM
+    mode: str = "adapt"
+
+
+# Keyed by id(adapted). A context variable, so that threads and async tasks do not see each other's streams.
+_SETTINGS: contextvars.ContextVar[Mapping[int, _Setting] | None] = contextvars.ContextVar("normadapt", default=None)
+
+
+class AdaptedModel(nn.Module):
+    """A model whose normalization statistics follow the data; made by `adapt`.
+
+    Call it as the original. It always computes as in eval mode, whatever `train()` says, and its state_dict has
+    the original's keys, with the statistics in use as values. One lock serializes forward passes; streams keep
+    their statistics apart. `load_state_dict` loads the shared parameters and the statistics in use, which hold
+    until the next adapting batch; to resume adaptation use `snapshot` and `restore`.
+
+    Args:
+        model: A copy that shares its parameters with the original.
+        hooks: One per normalization layer, already holding its source.
+        policy: How evidence becomes statistics.
+        predictions: Maps an output to class probabilities, or None for the default.
+        class_frequencies: The source's, from a profile, or None.
+        identity: Fingerprint of the original.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hooks: list[SiteHook],
+        policy: Policy,
+        predictions: Predictions | None,
+        class_frequencies: Tensor | None,
+        identity: Fingerprint,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.policy = policy
+        self.fingerprint = identity
+        self._predictions = predictions
+        self._class_frequencies = class_frequencies
+        self._hooks = hooks
+        self._modules_in_eval = list(model.modules())
+        self._adapting = True
+        self._streams: dict[str, Stream] = {}
+        self._lock = threading.RLock()
+        self.training = False
+        self.register_load_state_dict_pre_hook(_prepare_load)  # type: ignore[no-untyped-call]
+        self._install(self._stream(DEFAULT_STREAM))
+
+    # -- switches ------------------------------------------------------------------------------------------------
+
+    @property
+    def adapting(self) -> bool:
+        """Whether forward passes adapt; set it to switch adaptation on or off for every thread and stream."""
+        return self._adapting
+
+    @adapting.setter
+    def adapting(self, value: bool) -> None:
+        self._adapting = bool(value)
+
+    def paused(self) -> Any:
+        """Context in which this thread's forward passes use the statistics as they are and change nothing."""
+        return self._setting(mode="paused")
+
+    def as_source(self) -> Any:
+        """Context in which this thread's forward passes answer exactly as the original in eval mode."""
+        return self._setting(mode="source")
+
+    def stream(self, name: str) -> Any:
+        """Context in which this thread's forward passes belong to the stream `name`, with statistics of its own."""
+        if not isinstance(name, str):
+            raise ValueError(f"a stream's name must be a string; got {name!r}")
+        return self._setting(stream=name)
+
+    @contextmanager
+    def _setting(self, **changes: str) -> Iterator[AdaptedModel]:
+        settings = _SETTINGS.get() or {}
+        current = settings.get(id(self), _Setting())
+        token = _SETTINGS.set({**settings, id(self): current._replace(**changes)})
+        try:
+            yield self
+        finally:
+            _SETTINGS.reset(token)
+
+    def _current(self) -> _Setting:
+        return (_SETTINGS.get() or {}).get(id(self), _Setting())
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams seen so far."""
+        with self._lock:
+            return tuple(self._streams)
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Set `training` and nothing else: the model inside stays in eval mode."""
+        self.training = mode
+        return self
+
+    # -- the forward pass ----------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adapt to the batch, then answer it: one call of the model, with its own arguments."""
+        setting = self._current()
+        with self._lock:
+            for module in self._modules_in_eval:  # somebody may have reached inside and switched one
+                if module.training:
+                    module.training = False
+            stream = self._stream(setting.stream)
+            if setting.mode == "source":
+                return self._answer_as_source(stream, args, kwargs)
+            self._install(stream)
+            if setting.mode == "paused" or not self._adapting:
+                return self.model(*args, **kwargs)
+            return self._answer_adapting(setting.stream, stream, args, kwargs)
+
+    def _answer_as_source(self, stream: Stream, args: Any, kwargs: Any) -> Any:
+        for hook in self._hooks:
+            hook.site.write(*(hook.original if hook.site.tracked else (None, None)))
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            self._install(stream)
+
+    def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
+        known = stream.composition if stream.composition.last is not None else None
+        running = Pass(self.policy, stream, known)
+        try:
+            for hook in self._hooks:
+                hook.current = running
+            output = self.model(*args, **kwargs)
+            composition = stream.composition
+            with outside_autograd():
+                needed = getattr(self.policy, "needs_predictions", False)
+                probabilities = class_probabilities(output, self._predictions, needed=needed)
+                if probabilities is not None:
+                    composition = composition.update(probabilities)
+        except BaseException:
+            self._install(stream)
+            raise
+        finally:
+            for hook in self._hooks:
+                hook.current = None
+        self._streams[name] = Stream(running.records, composition)
+        return output
+
+    def _stream(self, name: str) -> Stream:
+        if name not in self._streams:
+            composition = Composition(reference=self._class_frequencies)
+            self._streams[name] = new_stream(self.policy, self._hooks, composition)
+        return self._streams[name]
+
+    def _install(self, stream: Stream) -> None:
+        for hook, record in zip(self._hooks, stream.records, strict=True):
+            hook.site.write(*record.buffers)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def reset(self, stream: str | None = None) -> None:
+        """Forget what was seen: one stream by name, or all of them; the source's statistics are in use again.
+
+        Raises:
+            KeyError: If there is no stream of that name.
+        """
+        with self._lock:
+            if stream is not None and stream not in self._streams:
+                raise KeyError(f"no stream {stream!r}; there are {', '.join(map(repr, self._streams)) or 'none'}")
+            for name in [stream] if stream is not None else list(self._streams):
+                del self._streams[name]
+            self._install(self._stream(self._current().stream))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything that adapting has changed, as a plain dict of tensors: all streams, for `restore`."""
+        with self._lock:
+            flat = flatten(str(self.fingerprint.digest), "model")
+            flat.update(flatten(self.fingerprint.model_name, "model_name"))
+            flat.update(flatten(type(self.policy).__name__, "policy"))
+            flat.update(flatten(len(self._streams), "streams"))
+            for index, (name, stream) in enumerate(self._streams.items()):
+                flat.update(flatten(name, f"stream|{index}|name"))
+                flat.update(flatten(stream.composition, f"stream|{index}|composition"))
+                for hook, record in zip(self._hooks, stream.records, strict=True):
+                    flat.update(flatten(record, f"stream|{index}|site|{hook.site.name}"))
+            return flat
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `snapshot` gave; all of it or, on an error, nothing.
+
+        Raises:
+            SnapshotError: If the snapshot is of another model or policy, incomplete, or holds non-finite numbers.
+        """
+        model, policy = text(state, "model"), text(state, "policy")
+        if model != self.fingerprint.digest:
+            other = Fingerprint(text(state, "model_name"), model)
+            raise SnapshotError(f"the snapshot was taken of {other}, this model was made from {self.fingerprint}")
+        if policy != type(self.policy).__name__:
+            raise SnapshotError(f"the snapshot was taken under {policy}, this model runs {type(self.policy).__name__}")
+        streams: dict[str, Stream] = {}
+        for index in range(int(rebuild(state, "streams", None))):
+            composition = rebuild(state, f"stream|{index}|composition", Composition())
+            records = [self._restored(state, f"stream|{index}|site|{h.site.name}", h) for h in self._hooks]
+            streams[text(state, f"stream|{index}|name")] = Stream(records, composition)
+        with self._lock:
+            self._streams = streams
+            self._move_streams()
+            self._install(self._stream(self._current().stream))
+
+    def _restored(self, state: Mapping[str, Tensor], prefix: str, hook: SiteHook) -> Record:
+        template = Record(initial_state(self.policy, hook.source), hook.original, 0, 0, "", reporting.NO_DIAGNOSTICS)
+        record: Record = rebuild(state, prefix, template)
+        for buffer, original in zip(record.buffers, hook.original, strict=True):
+            if buffer.shape != original.shape:
+                raise SnapshotError(
+                    f"the snapshot's statistics of {hook.site.name!r} have shape {tuple(buffer.shape)}; "
+                    f"expected {tuple(original.shape)}"
+                )
+        if bool((record.buffers[1] < 0).any()):
+            raise SnapshotError(f"the snapshot holds a negative variance for {hook.site.name!r}")
+        return record
+
+    def freeze(self) -> nn.Module:
+        """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared."""
+        with self._lock:
+            self._install(self._stream(self._current().stream))
+            return plain_copy(self.model)
+
+    def report(self) -> Report:
+        """What was seen and done at every site, in the current stream."""
+        name = self._current().stream
+        with self._lock:
+            adapting = self._adapting and self._current().mode == "adapt"
+            return reporting.describe(
+                self.fingerprint.model_name, self.policy, name, adapting, self._hooks, self._stream(name).records
+            )
+
+    # -- torch's own protocols -----------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's keys, with the current stream's statistics in use."""
+        with self._lock:
+            self._install(self._stream(self._current().stream))
+            return self.model.state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
+        # Moving or casting replaces a Parameter's data: do that to our own Parameters, not to the original's.
+        own: dict[int, nn.Parameter] = {}
+        for module in self._modules_in_eval:
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    copied = own.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
+                    module._parameters[name] = copied
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            mean, variance = hook.original
+            hook.original = (fn(mean), fn(variance))
+            hook.source = _moved(hook.source, hook.original[0].device)
+        self._move_streams()
+        return self
+
+    def _move_streams(self) -> None:
+        """Bring every stream to where its site is: state stays float64, buffers take the layer's dtype."""
+        for name, stream in self._streams.items():
+            records = []
+            for hook, record in zip(self._hooks, stream.records, strict=True):
+                like = hook.original[0]
+                mean, variance = record.buffers
+                records.append(_moved(record, like.device)._replace(buffers=(mean.to(like), variance.to(like))))
+            self._streams[name] = Stream(records, stream.composition)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lock = threading.RLock()
+
+
+def _moved(tree: Any, device: torch.device) -> Any:
+    return map_tensors(tree, lambda tensor: tensor.to(device))
+
+
+def _prepare_load(adapted: AdaptedModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before load_state_dict: give its keys our inner prefix, and let it write into copies of the buffers."""
+    for key in [k for k in state_dict if k.startswith(prefix) and not k.startswith(prefix + "model.")]:
+        state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
+    name = adapted._current().stream
+    stream = adapted._stream(name)
+    records = [r._replace(buffers=(r.buffers[0].clone(), r.buffers[1].clone())) for r in stream.records]
+    adapted._streams[name] = Stream(records, stream.composition)
+    adapted._install(adapted._streams[name])
+
+
+def adapt(
+    model: nn.Module,
+    profile: SourceProfile | None = None,
+    policy: Policy | None = None,
+    *,
+    predictions: Predictions | None = None,
+) -> AdaptedModel:
+    """A model that answers like `model` and keeps its normalization statistics right while the data drift.
+
+    `model` is never changed: the result shares its parameters and owns its statistics.
+
+    Args:
+        model: Any module with layers that keep running statistics: BatchNorm1d, 2d, 3d, SyncBatchNorm and their
+            subclasses; with a profile also batch norms that keep none.
+        profile: What `profile_source` measured on this very model; without it the same is learned from the stream.
+        policy: How evidence becomes statistics; `Track()` by default.
+        predictions: Maps an output to class probabilities (n, K). Default: the softmax of a 2-d tensor output; for any
+            other output the correlation of labels within a stream is not used.
+
+    Returns:
+        The adapted model, adapting from its first call.
+
+    Raises:
+        UnsupportedLayerError: If no layer can be adapted, or one keeps no statistics and there is no profile.
+        ProfileMismatchError: If the profile was measured on another model.
+        TypeError: If `policy` has no `step`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval()
+        >>> adapted = adapt(model)
+        >>> adapted(torch.randn(16, 1, 8, 8)).shape
+        torch.Size([16, 3])
+
+    References:
+        Kimura (2025), arXiv 2505.16257, and this project's own rule (see `Track`).
+    """
+    policy = Track() if policy is None else policy
+    if not callable(getattr(policy, "step", None)) or isinstance(policy, type):
+        raise TypeError(
+            f"policy must be an object with step(state, evidence, source) -> (state, Statistics); got {policy!r}"
+        )
+    if any(isinstance(module, AdaptedModel) for module in model.modules()):
+        raise UnsupportedLayerError(
+            "adapt() was given a model that is already adapted -> pass the original, or what freeze() returned"
+        )
+    copy, hooks = hooked_copy(model, profile, verb="adapt()")
+    frequencies = None if profile is None else profile.class_frequencies
+    return AdaptedModel(copy, hooks, policy, predictions, frequencies, fingerprint(model))

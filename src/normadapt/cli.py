@@ -1,0 +1,329 @@
+"""The command line: one command per verb, each a thin shell around the library."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from safetensors.torch import save_file
+from torch import nn
+from typer.core import TyperGroup
+
+from normadapt import __version__, baselines
+from normadapt.adapt import adapt
+from normadapt.answers import answer_stream
+from normadapt.demo import OURS, run_demo
+from normadapt.errors import NormadaptError, SpecError
+from normadapt.policies import Blend, Policy, Track
+from normadapt.profile import SourceProfile
+from normadapt.profiling import profile_source
+from normadapt.progress import progress_bar
+from normadapt.recalibrate import Recalibration, RecalibrationProgress
+from normadapt.recalibrate import recalibrate as recalibrate_model
+from normadapt.specs import Data, load_data, load_model, resplit
+from normadapt.tables import demo_findings, demo_notes, demo_table, report_table
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NormadaptError as error:
+            # What a caller can put right is said in a paragraph; anything else keeps its traceback.
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"max_content_width": 100},
+)
+
+
+class PolicyName(StrEnum):
+    """The policies that --policy knows."""
+
+    TRACK = "track"
+    BLEND = "blend"
+    SOURCE = "source"
+    BATCH_STATISTICS = "batch-statistics"
+    SCHNEIDER_PRIOR = "schneider-prior"
+    EMA = "ema"
+
+
+_POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
+    PolicyName.TRACK: Track,
+    PolicyName.BLEND: Blend,
+    PolicyName.SOURCE: baselines.Source,
+    PolicyName.BATCH_STATISTICS: baselines.BatchStatistics,
+    PolicyName.SCHNEIDER_PRIOR: baselines.SchneiderPrior,
+    PolicyName.EMA: baselines.EMA,
+}
+
+_SPEC = "package.module:callable or path/file.py:callable"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_SPEC}, returns the model.", show_default=False)]
+DataSpec = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help=f"{_SPEC}, yields inputs or (inputs, targets).", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"normadapt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keeps the normalization statistics of a trained model right while the data drift."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for demo.json.")] = Path("normadapt-out"),
+    seed: Annotated[int, typer.Option(help="Of the order of the images and of the noise.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """A digit classifier trained on USPS meets MNIST digits under five conditions."""
+    file = _folder(out) / "demo.json"
+    with progress_bar("demo", "images") as advance:
+        result = run_demo(seed=seed, progress=advance)
+    plain = _plain(result.to_dict())
+    file.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    if as_json:
+        _print_json(plain)
+        return
+    console = Console()
+    console.print("USPSNet, trained on USPS digits, meets MNIST digits\n", style="bold")
+    console.print(demo_table(result))
+    console.print(demo_notes(result), style="dim", highlight=False)
+    console.print(f"\nThe layers of {OURS} after the stream that runs through all conditions\n", style="bold")
+    console.print(report_table(result.report))
+    heading = f"\nWhere {OURS} gains or loses against the source model (points at batch size)\n"
+    console.print(heading, style="bold", highlight=False)
+    for finding in demo_findings(result):
+        console.print(finding, highlight=False)
+    console.print(f"\nwritten: {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    model: Model,
+    data: DataSpec,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Source data to measure a profile on first (no labels)."),
+    ] = None,
+    policy: Annotated[
+        PolicyName, typer.Option(metavar="NAME", help=f"How statistics are chosen: {', '.join(PolicyName)}.")
+    ] = PolicyName.TRACK,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Re-split DATA into batches of N. Default: as DATA gives them."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("normadapt-out"),
+    as_json: AsJson = False,
+) -> None:
+    """Run MODEL over DATA, adapting on the way.
+
+    Writes predictions.npz, report.json and statistics.safetensors (the adapted buffers, keyed as in the state_dict).
+    """
+    folder = _folder(out)
+    net, stream = load_model(model), load_data(data)
+    profile = None if source is None else _measure(net, load_data(source))
+    adapted = adapt(net, profile, _POLICIES[policy]())
+    items: Iterable[Any] = stream if batch_size is None else resplit(stream, batch_size)
+    total = stream.batches if batch_size is None else None
+    with progress_bar("run", "batches") as advance:
+        answers = answer_stream(adapted, items, lambda batches, _instances: advance(batches, total))
+    report = adapted.report()
+    files = {name: folder / name for name in ("predictions.npz", "report.json", "statistics.safetensors")}
+    summary = _plain(
+        {
+            "normadapt": __version__,
+            "model": model,
+            "data": data,
+            "source": source,
+            "policy": policy.value,
+            "batch_size": batch_size,
+            "batches": answers.batches,
+            "instances": answers.instances,
+            "accuracy": answers.accuracy,
+            "source_accuracy": answers.source_accuracy,
+            "report": report.to_dict(),
+            "files": {name: str(path) for name, path in files.items()},
+        }
+    )
+    answers.save(files["predictions.npz"])
+    files["report.json"].write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    _save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
+    if as_json:
+        _print_json(summary)
+        return
+    console = Console()
+    console.print(report_table(report))
+    console.print(f"\n{answers.instances:,} instances in {answers.batches:,} batches", highlight=False)
+    if answers.accuracy is not None and answers.source_accuracy is not None:
+        gain = 100 * (answers.accuracy - answers.source_accuracy)
+        colour = "green" if gain > 0 else "red" if gain < 0 else "default"
+        console.print(
+            f"accuracy: source {answers.source_accuracy:.1%}, {policy.value} {answers.accuracy:.1%} "
+            f"([{colour}]{gain:+.1f} points[/])",
+            highlight=False,
+        )
+    _print_files(console, files.values())
+
+
+@app.command()
+def profile(
+    model: Model,
+    data: DataSpec,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The profile, as safetensors.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Measure MODEL's normalization layers on source DATA, once; labels are not used."""
+    _check_file(out)
+    measured = _measure(load_model(model), load_data(data))
+    measured.save(out)
+    if as_json:
+        _print_json(
+            {
+                "model": model,
+                "model_name": measured.model_name,
+                "fingerprint": measured.fingerprint,
+                "count": measured.count,
+                "excluded": measured.excluded,
+                "sites": list(measured.sites),
+                "file": str(out),
+            }
+        )
+        return
+    console = Console()
+    console.print(
+        f"{measured.model_name}: {len(measured.sites)} layers measured on {measured.count:,} instances"
+        + (f"; {measured.excluded:,} left out for NaN or Inf" if measured.excluded else ""),
+        highlight=False,
+    )
+    _print_files(console, [out])
+
+
+@app.command()
+def recalibrate(
+    model: Model,
+    data: DataSpec,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The new running_mean and running_var, as safetensors.", show_default=False),
+    ],
+    source_profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", exists=True, dir_okay=False, help="From `normadapt profile`."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Change of a layer at which it ends, in units of its output.")
+    ] = 1e-5,
+    max_passes: Annotated[int, typer.Option(min=1, help="Passes over DATA at most.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Set MODEL's statistics to those of unlabelled target DATA, offline.
+
+    FILE holds the buffers alone, keyed as in the state_dict: model.load_state_dict(load_file(FILE), strict=False).
+    """
+    _check_file(out)
+    net, target = load_model(model), load_data(data)
+    known = None if source_profile is None else SourceProfile.load(source_profile)
+    with warnings.catch_warnings(), progress_bar("recalibrate", "batches") as advance:
+
+        def passed(state: RecalibrationProgress) -> None:
+            change = "" if state.last_change is None else f", last change {state.last_change:.1e}"
+            advance(state.batches, target.batches, f"recalibrate, pass {state.pass_index}{change}")
+
+        # That it did not converge is said below.
+        warnings.filterwarnings("ignore", message=r"recalibrate\(\) stopped")
+        module = recalibrate_model(net, target, known, tolerance=tolerance, max_passes=max_passes, progress=passed)
+    found = cast(Recalibration, module.recalibration)
+    _save_statistics(module, out, model)
+    if as_json:
+        _print_json(_plain({"model": model, "data": data, "recalibration": asdict(found), "file": str(out)}))
+        return
+    console = Console()
+    outcome = "[green]converged[/]" if found.converged else "[yellow]not converged[/]"
+    console.print(
+        f"{outcome} after {found.passes} passes over {found.count:,} instances, last change {found.last_change:.1e}"
+        + (f"; {found.excluded:,} left out for NaN or Inf" if found.excluded else ""),
+        highlight=False,
+    )
+    _print_files(console, [out])
+
+
+def _measure(model: nn.Module, data: Data) -> SourceProfile:
+    with progress_bar("profile", "batches") as advance:
+        return profile_source(model, data, progress=lambda batches, _instances: advance(batches, data.batches))
+
+
+def _folder(path: Path) -> Path:
+    """The folder, made if it is not there: before the work, not after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out: {path} cannot be made a folder ({error.strerror})\n  -> name another") from error
+    return path
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise SpecError(
+            f"--out: expected a file, got the folder {path}\n  -> name a file in it, such as {path}/it.safetensors"
+        )
+    _folder(path.parent)
+
+
+def _save_statistics(module: nn.Module, path: Path, spec: str) -> None:
+    buffers = {
+        name: value.detach().contiguous()
+        for name, value in module.named_buffers(remove_duplicate=False)
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    }
+    save_file(buffers, str(path), metadata={"normadapt": __version__, "model": spec})
+
+
+def _plain(value: Any) -> Any:
+    """Plain data for strict JSON: numbers that JSON has no word for become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _print_json(plain: Any) -> None:
+    typer.echo(json.dumps(plain, indent=2, allow_nan=False))
+
+
+def _print_files(console: Console, paths: Iterable[Path]) -> None:
+    for path in paths:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

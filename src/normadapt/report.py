@@ -1,0 +1,115 @@
+"""What an adapted model says about itself: plain numbers, read-only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_LONGEST_NAME = 36
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One normalization layer of an adapted model.
+
+    Args:
+        name: Its dotted name in the model.
+        kind: Its class.
+        channels: Number of channels.
+        count: Finite instances seen in this stream.
+        effective_count: Independent instances that the evidence in use is worth; None when the policy does not say.
+        shift: Root mean square over channels of the shift from the source, location and half-log-variance together,
+            in units of the layer's output (gamma standard deviations), sampling noise subtracted.
+        tail_probability: Probability of at least this shift if there were none (the smaller of location's and
+            scale's, times two); None when the policy does not test.
+        mean_weight: Weight on the test mean, averaged over channels by gamma^2; None when the policy does not say.
+        variance_weight: Likewise on the test variance.
+        status: "source", "tracking", "new window", "skipped: non-finite input", ...
+        excluded: Instances left out because their activations were not finite.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    count: int
+    effective_count: float | None
+    shift: float
+    tail_probability: float | None
+    mean_weight: float | None
+    variance_weight: float | None
+    status: str
+    excluded: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All sites of an adapted model in one stream; `print` it for a table.
+
+    Args:
+        model_name: Class of the adapted model.
+        policy: The policy, as it prints itself.
+        stream: Name of the stream reported on.
+        profiled: Whether a source profile is in use.
+        adapting: Whether the model is adapting.
+        sites: One report per normalization layer, in the model's order.
+    """
+
+    model_name: str
+    policy: str
+    stream: str
+    profiled: bool
+    adapting: bool
+    sites: tuple[SiteReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: dicts, lists, strings, numbers and None, ready for JSON."""
+        return {**asdict(self), "sites": [asdict(site) for site in self.sites]}
+
+    def __str__(self) -> str:
+        profile = "with a source profile" if self.profiled else "without a source profile"
+        state = "" if self.adapting else ", paused"
+        head = f"{self.model_name}, {self.policy}, {profile}, stream {self.stream!r}{state}"
+        rows = [_HEADINGS, *(_row(site) for site in self.sites)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
+        lines = ["  ".join(_align(cell, w, i) for i, (cell, w) in enumerate(zip(r, widths, strict=True))) for r in rows]
+        lines = [line.rstrip() for line in lines]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([head, "", lines[0], rule, *lines[1:]])
+
+
+_HEADINGS = ("layer", "kind", "ch", "seen", "eff. n", "shift", "tail prob.", "w(mean)", "w(var)", "status")
+
+
+def _align(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column in (0, 1, 9) else cell.rjust(width)
+
+
+def _row(site: SiteReport) -> tuple[str, ...]:
+    name = site.name if len(site.name) <= _LONGEST_NAME else "..." + site.name[3 - _LONGEST_NAME :]
+    status = f"{site.status} ({site.excluded} left out)" if site.excluded else site.status
+    return (
+        name,
+        site.kind,
+        str(site.channels),
+        str(site.count),
+        _number(site.effective_count, "{:.1f}"),
+        f"{site.shift:.3f}",
+        format_probability(site.tail_probability),
+        _number(site.mean_weight, "{:.2f}"),
+        _number(site.variance_weight, "{:.2f}"),
+        status,
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def format_probability(value: float | None) -> str:
+    """A probability for a table: three digits, powers of ten when small, "-" for none."""
+    if value is None or math.isnan(value):
+        return "-"
+    if value < 1e-99:
+        return "<1e-99"
+    return f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"

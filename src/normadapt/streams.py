@@ -1,0 +1,127 @@
+"""One stream's memory (a camera, a line, a tenant), and one forward pass through it.
+
+A pass writes only into its own pending records; the stream takes them over when the pass has succeeded, so a
+failed forward leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normadapt.hooks import Buffers, SiteHook
+from normadapt.policies.base import Diagnostics, Source, State, Statistics
+from normadapt.statistics import Composition, gather_evidence
+
+
+class Record(NamedTuple):
+    """What a stream knows of one site.
+
+    Args:
+        state: The policy's memory.
+        buffers: Statistics in use, ready to be written.
+        count: Finite instances seen.
+        excluded: Instances left out because their activations were not finite.
+        status: What happened at the last batch.
+        diagnostics: What the policy said at its last step; None if nothing, or before the first.
+    """
+
+    state: State
+    buffers: Buffers
+    count: int  # type: ignore[assignment]  # hides tuple.count
+    excluded: int
+    status: str
+    diagnostics: Diagnostics | None
+
+
+class Stream(NamedTuple):
+    """Records of all sites, in the order of the sites, and the predicted classes so far."""
+
+    records: list[Record]
+    composition: Composition
+
+
+class Pass:
+    """One adapting forward pass: the records that the stream will have if it succeeds."""
+
+    def __init__(self, policy: Any, stream: Stream, composition: Composition | None) -> None:
+        self.policy = policy
+        self.records = list(stream.records)
+        self.composition = composition
+        self.carry: Any = None
+
+    def step(self, hook: SiteHook, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Adapt one site to its input; returns a per-instance affine map (scale, offset) (n, C) if one is needed."""
+        before = self.records[hook.index]
+        evidence, kept, excluded = gather_evidence(x, self.composition, self.carry)
+        if evidence is None:
+            status = "skipped: non-finite input" if excluded else "skipped: empty batch"
+            self.records[hook.index] = before._replace(excluded=before.excluded + excluded, status=status)
+            return None
+        state, statistics = self.policy.step(before.state, evidence, hook.source)
+        self.carry = statistics.carry
+        count, excluded = before.count + evidence.count, before.excluded + excluded
+        buffers = self._buffers(hook, statistics, before.buffers)
+        if buffers is None:
+            status = "skipped: non-finite statistics"
+            self.records[hook.index] = before._replace(count=count, excluded=excluded, status=status)
+            return None
+        diagnostics = statistics.diagnostics or before.diagnostics
+        status = "adapted" if diagnostics is None else diagnostics.status
+        if statistics.instances is not None:
+            status += ", per instance"
+        self.records[hook.index] = Record(state, buffers, count, excluded, status, diagnostics)
+        hook.site.write(*buffers)
+        if statistics.instances is None:
+            return None
+        return _instance_map(x, statistics.instances, buffers, hook.source, kept)
+
+    def _buffers(self, hook: SiteHook, statistics: Statistics, in_use: Buffers) -> Buffers | None:
+        mean, variance = statistics.mean, statistics.variance
+        if mean is None or variance is None:
+            return in_use
+        if mean is hook.source.mean and variance is hook.source.variance:
+            return hook.original  # not a rounded copy: the source's predictions stay equal to the bit
+        expected = hook.source.mean.shape
+        if mean.shape != expected or variance.shape != expected:
+            raise ValueError(
+                f"{type(self.policy).__name__}.step() must return a mean and a variance of shape {tuple(expected)} "
+                f"for {hook.site.name!r}; got {tuple(mean.shape)} and {tuple(variance.shape)}"
+            )
+        like = hook.original[0]
+        written = mean.to(like), variance.to(like)
+        if math.isfinite(float((written[0] + written[1]).sum())):
+            return written
+        # Not finite, or only too large for the layer's dtype.
+        if not bool(torch.isfinite(mean.sum() + variance.sum())):
+            return None
+        largest = torch.finfo(like.dtype).max
+        return mean.clamp(-largest, largest).to(like), variance.clamp(0, largest).to(like)
+
+
+def _instance_map(
+    x: Tensor, instances: tuple[Tensor, Tensor], buffers: Buffers, source: Source, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset (n, C) that give each instance its own statistics under a layer that uses the common ones."""
+    mean, variance = instances
+    scale = ((buffers[1].double() + source.eps) / (variance + source.eps).clamp_min(1e-300)).sqrt()
+    offset = buffers[0].double() - mean * scale
+    if kept is not None:  # instances with NaN or Inf were not measured: leave them as they are
+        full = scale.new_ones(x.shape[0], scale.shape[1]), scale.new_zeros(x.shape[0], scale.shape[1])
+        full[0][kept], full[1][kept] = scale, offset
+        scale, offset = full
+    return scale.to(x.dtype), offset.to(x.dtype)
+
+
+def new_stream(policy: Any, hooks: list[SiteHook], composition: Composition) -> Stream:
+    """A stream that has seen nothing: every site at its source."""
+    records = [Record(initial_state(policy, h.source), h.original, 0, 0, "source", None) for h in hooks]
+    return Stream(records, composition)
+
+
+def initial_state(policy: Any, source: Source) -> State:
+    """The policy's state before any data; () for a policy that defines none."""
+    return policy.init(source) if hasattr(policy, "init") else ()

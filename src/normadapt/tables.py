@@ -1,0 +1,133 @@
+"""What the command line prints: results as tables and sentences. Nothing here computes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from normadapt.demo import METHODS, OURS, DemoResult, Row
+from normadapt.report import Report, SiteReport, format_probability
+
+_CHANCE = 2.0  # standard errors below which a difference is not called one
+
+
+def report_table(report: Report) -> Group:
+    """The layers of an adapted model, one a line; fits 80 columns where all are of one kind."""
+    kinds = {site.kind for site in report.sites}
+    knowledge = "with" if report.profiled else "without"
+    head = f"{report.model_name} under {report.policy}, {knowledge} a source profile; stream {report.stream!r}"
+    head += f"; all layers {kinds.copy().pop()}" if len(kinds) == 1 else ""
+    table = _table()
+    table.add_column("layer", overflow="fold")
+    if len(kinds) > 1:
+        table.add_column("kind", overflow="fold")
+    for heading in ("ch", "seen", "eff. n", "shift", "tail p", "w(mean)", "w(var)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", min_width=len("tracking"))
+    for site in report.sites:
+        kind = [site.kind] if len(kinds) > 1 else []
+        table.add_row(site.name, *kind, *_site_cells(site))
+    return Group(Text(head, style="dim"), Text(), table)
+
+
+def _site_cells(site: SiteReport) -> list[str | Text]:
+    status = f"{site.status} ({site.excluded:,} left out)" if site.excluded else site.status
+    style = "green" if status.startswith("tracking") else "dim" if status == "source" else "yellow"
+    return [
+        str(site.channels),
+        str(site.count),
+        _number(site.effective_count, ".1f"),
+        f"{site.shift:.3f}",
+        format_probability(site.tail_probability),
+        _number(site.mean_weight, ".2f"),
+        _number(site.variance_weight, ".2f"),
+        Text(status, style=style),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
+
+
+def demo_table(result: DemoResult) -> Table:
+    """Accuracy in per cent: streams and batch sizes down, methods across, the best of each row in bold."""
+    table = _table()
+    table.add_column("stream", no_wrap=True)
+    table.add_column("batch", justify="right")
+    for method in METHODS:
+        table.add_column(method, justify="right", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    before = None
+    for row in result.rows:
+        if before not in (None, row.stream):
+            table.add_section()
+        best = max(round(value, 3) for value in row.accuracy.values())
+        cells = [
+            Text(f"{100 * value:.1f}", style="bold" if round(value, 3) == best else "")
+            for value in row.accuracy.values()
+        ]
+        stream = "" if before == row.stream else row.stream
+        table.add_row(stream, str(row.batch_size), *cells, _gain(row))
+        before = row.stream
+    return table
+
+
+def demo_notes(result: DemoResult) -> str:
+    """How the table is to be read."""
+    sizes: dict[int, list[str]] = {}
+    for size, count in {row.batch_size: row.images for row in result.rows}.items():
+        sizes.setdefault(count, []).append(str(size))
+    images = "; ".join(f"{count:,} images a stream at batch size {_listed(of)}" for count, of in sizes.items())
+    return (
+        f"% of images answered rightly, best in bold; {images}. gain: {OURS} minus source, in points, grey where "
+        f"within {_CHANCE:g} standard errors of 0. No method sees a label or source data; each starts afresh on "
+        f"every line. Seed {result.seed}, {result.seconds:.0f} s."
+    )
+
+
+def demo_findings(result: DemoResult) -> list[Text]:
+    """Per stream, in words, where ours gained or lost against the source model."""
+    streams = dict.fromkeys(row.stream for row in result.rows)
+    return [_finding(name, [row for row in result.rows if row.stream == name]) for name in streams]
+
+
+def _finding(stream: str, rows: list[Row]) -> Text:
+    gains = [row for row in rows if _beyond_chance(row) and row.gain > 0]
+    losses = [row for row in rows if _beyond_chance(row) and row.gain < 0]
+    same = [row for row in rows if not _beyond_chance(row)]
+    parts = []
+    if gains:
+        parts.append(f"gains {_points(gains)}")
+    if losses:
+        parts.append(f"loses {_points(losses)}")
+    if same:
+        where = "" if len(same) == len(rows) else f" at batch size {_listed(str(row.batch_size) for row in same)}"
+        parts.append(f"no difference beyond chance{where}")
+    style = "green" if gains and not losses else "red" if losses and not gains else ""
+    return Text.assemble((f"{stream}: ", "bold"), ("; ".join(parts) + ".", style))
+
+
+def _points(rows: list[Row]) -> str:
+    return _listed(f"{100 * abs(row.gain):.1f} at {row.batch_size}" for row in rows)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _gain(row: Row) -> Text:
+    style = "dim" if not _beyond_chance(row) else "green" if row.gain > 0 else "red"
+    return Text(f"{100 * row.gain:+.1f}", style=style)
+
+
+def _beyond_chance(row: Row) -> bool:
+    return abs(row.gain) > _CHANCE * row.gain_error
