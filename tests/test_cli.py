@@ -1,0 +1,229 @@
+"""The command line: what it writes, what machines read, and what it says about mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import normadapt as na
+from normadapt import cli, demo
+
+SPEC_FILE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+def plain():
+    return nn.Sequential(nn.Linear(4, 3))
+
+def other():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+
+def images(seed, shift, count=8):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(12, 1, 8, 8, generator=generator) + shift for _ in range(count)]
+
+def source():
+    return images(1, 0.0, 20)
+
+def target():
+    generator = torch.Generator().manual_seed(3)
+    for x in images(2, 1.0):
+        yield x, torch.randint(0, 3, (12,), generator=generator)
+
+def unlabelled():
+    return images(2, 1.0)
+
+def broken():
+    raise KeyError("a mistake of the user's own")
+"""
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """Writes the spec file; `spec(name)` names one of its callables."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "own.py"
+    path.write_text(SPEC_FILE)
+    return lambda name: f"{path}:{name}"
+
+
+def call(*arguments, code=0):
+    outcome = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert outcome.exit_code == code, outcome.output
+    return outcome
+
+
+def own(name):
+    namespace = {}
+    exec(SPEC_FILE, namespace)
+    return namespace[name]()
+
+
+def test_run_writes_what_the_library_computes(spec, tmp_path):
+    outcome = call("run", spec("model"), spec("target"), "--out", tmp_path / "out")
+    adapted = na.adapt(own("model"))
+    items = list(own("target"))
+    with torch.no_grad():
+        outputs = torch.cat([adapted(x) for x, _ in items])
+    with np.load(tmp_path / "out" / "predictions.npz") as saved:
+        np.testing.assert_array_equal(saved["outputs"], outputs.numpy())
+        np.testing.assert_array_equal(saved["predictions"], outputs.argmax(1).numpy())
+        np.testing.assert_array_equal(saved["targets"], torch.cat([y for _, y in items]).numpy())
+    statistics = load_file(tmp_path / "out" / "statistics.safetensors")
+    assert sorted(statistics) == ["1.running_mean", "1.running_var"]
+    model = own("model").eval()
+    assert not model.load_state_dict(statistics, strict=False).unexpected_keys
+    with torch.no_grad():
+        torch.testing.assert_close(model(items[0][0]), adapted.freeze()(items[0][0]), rtol=0, atol=0)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["report"] == json.loads(json.dumps(adapted.report().to_dict()))
+    assert (report["instances"], report["batches"]) == (96, 8)
+    assert f"{report['source_accuracy']:.1%}" in outcome.stdout
+    assert f"{report['accuracy']:.1%}" in outcome.stdout
+    for name in ("predictions.npz", "report.json", "statistics.safetensors"):
+        assert f"written: {tmp_path / 'out' / name}" in outcome.stdout
+
+
+def test_run_without_targets_prints_no_accuracy(spec, tmp_path):
+    outcome = call("run", spec("model"), spec("unlabelled"))
+    assert "accuracy" not in outcome.stdout
+    with np.load(tmp_path / "normadapt-out" / "predictions.npz") as saved:
+        assert sorted(saved) == ["outputs", "predictions"]
+
+
+@pytest.mark.parametrize("policy", list(cli.PolicyName))
+def test_every_policy_has_its_name(spec, policy):
+    outcome = call("run", spec("model"), spec("target"), "--policy", policy.value, "--json")
+    assert json.loads(outcome.stdout)["policy"] == policy.value
+
+
+def test_the_source_policy_answers_as_the_source(spec):
+    told = json.loads(call("run", spec("model"), spec("target"), "--policy", "source", "--json").stdout)
+    assert told["accuracy"] == told["source_accuracy"]
+
+
+def test_batch_size_resplits(spec, tmp_path):
+    told = json.loads(call("run", spec("model"), spec("target"), "--batch-size", 5, "--json").stdout)
+    assert (told["batches"], told["instances"]) == (20, 96)
+    adapted = na.adapt(own("model"))
+    with torch.no_grad():
+        outputs = torch.cat([adapted(x) for x in torch.cat([x for x, _ in own("target")]).split(5)])
+    with np.load(tmp_path / "normadapt-out" / "predictions.npz") as saved:
+        np.testing.assert_array_equal(saved["outputs"], outputs.numpy())
+
+
+def test_run_with_source_data_uses_a_profile(spec):
+    told = json.loads(call("run", spec("model"), spec("target"), "--source", spec("source"), "--json").stdout)
+    assert told["report"]["profiled"] is True
+    assert json.loads(call("run", spec("model"), spec("target"), "--json").stdout)["report"]["profiled"] is False
+
+
+def test_profile_is_the_library_s_and_serves_recalibrate(spec, tmp_path):
+    outcome = call("profile", spec("model"), spec("source"), "--out", tmp_path / "new" / "p.safetensors")
+    assert "1 layers measured on 240 instances" in outcome.stdout
+    profile = na.SourceProfile.load(tmp_path / "new" / "p.safetensors")
+    direct = na.profile_source(own("model"), own("source"))
+    assert profile.fingerprint == direct.fingerprint
+    torch.testing.assert_close(profile.sites["1"].mean, direct.sites["1"].mean, rtol=0, atol=0)
+    options = ["--profile", tmp_path / "new" / "p.safetensors", "--out", tmp_path / "r.safetensors"]
+    call("recalibrate", spec("model"), spec("unlabelled"), *options)
+    expected = na.recalibrate(own("model"), own("unlabelled"), direct).state_dict()
+    found = load_file(tmp_path / "r.safetensors")
+    assert sorted(found) == ["1.running_mean", "1.running_var"]
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    call("recalibrate", spec("other"), spec("unlabelled"), *options, code=2)
+
+
+def test_recalibrate_says_how_it_went(spec, tmp_path):
+    told = call("recalibrate", spec("model"), spec("target"), "--out", tmp_path / "r.st", "--json")
+    outcome = json.loads(told.stdout)["recalibration"]
+    # DATA is a generator: it is made anew for every pass.
+    assert outcome["tracked"] is False
+    assert outcome["converged"] is True
+    assert outcome["count"] == 96
+    said = call("recalibrate", spec("model"), spec("target"), "--out", tmp_path / "r.st", "--max-passes", 1).stdout
+    assert "not converged after 1 pass" in said
+    assert "converged after 2 passes" in call(
+        "recalibrate", spec("model"), spec("target"), "--out", tmp_path / "r.st", "--max-passes", 5
+    ).stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "own.py:modle", "own.py:target"], "did you mean model?"),
+        (["run", "own.py:model", "own.py:nothing"], "has no 'nothing'"),
+        (["run", "own.py:target", "own.py:target"], "expected a callable that returns a torch.nn.Module"),
+        (["run", "own.py:plain", "own.py:target"], "found no layer to adapt"),
+        (["profile", "own.py:plain", "own.py:source", "--out", "p.st"], "found no layer to adapt"),
+        (["recalibrate", "own.py:plain", "own.py:source", "--out", "p.st"], "found no layer to adapt"),
+        (["run", "own.py:model", "own.py:target", "--out", "own.py"], "cannot be made a folder"),
+        (["profile", "own.py:model", "own.py:source", "--out", "."], "expected a file, got the folder ."),
+        (
+            ["recalibrate", "own.py:model", "own.py:source", "--profile", "own.py", "--out", "r.st"],
+            "not a source profile",
+        ),
+    ],
+)
+def test_mistakes_get_a_paragraph_and_exit_code_2(spec, arguments, said):
+    outcome = call(*arguments, code=2)
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert said in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) <= 3
+
+
+def test_an_error_of_the_user_s_code_keeps_its_traceback(spec):
+    outcome = call("run", spec("broken"), spec("target"), code=1)
+    assert isinstance(outcome.exception, KeyError)
+
+
+def test_nothing_but_json_reaches_stdout_even_with_a_terminal_s_progress(spec, tmp_path):
+    command = [sys.executable, "-m", "normadapt.cli", "run", spec("model"), spec("target"), "--json"]
+    forced = {**os.environ, "FORCE_COLOR": "1"}  # rich then takes the pipe for a terminal
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=forced)
+    assert json.loads(done.stdout)["instances"] == 96
+    assert "run" in done.stderr  # the progress bar
+
+
+def test_version():
+    assert call("--version").stdout == f"normadapt {na.__version__}\n"
+
+
+def test_demo_prints_its_results_and_writes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = demo.run_demo(images=60, single_images=5, seed=2)
+    asked = []
+
+    def run_demo(*, seed, progress):
+        asked.append(seed)
+        progress(1, 2)
+        return small
+
+    monkeypatch.setattr(cli, "run_demo", run_demo)
+    text = call("demo", "--seed", 2).stdout
+    assert asked == [2]
+    written = json.loads((tmp_path / "normadapt-out" / "demo.json").read_text())
+    assert written == small.to_dict()
+    assert "written: normadapt-out/demo.json" in text
+    for row in small.rows:
+        assert row.stream in text
+        assert f"{100 * row.accuracy['normadapt']:.1f}" in text
+    assert "features.5" in text
+    assert re.search(r"blur: (gains|loses|no difference)", text)
+    assert json.loads(call("demo", "--json", "--out", "elsewhere").stdout) == written
+    assert json.loads((tmp_path / "elsewhere" / "demo.json").read_text()) == written
