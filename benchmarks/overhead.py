@@ -128,7 +128,8 @@ def settled(adapted: na.AdaptedModel, n: int) -> Callable[[Tensor], Any]:
 
 
 def following(adapted: na.AdaptedModel, n: int) -> Callable[[Tensor], Any]:
-    """The adapted model while the contrast of its inputs changes: every twentieth call it jumps."""
+    """The settled model while the contrast of its inputs changes: every twentieth call it jumps."""
+    settled(adapted, n)
     calls = 0
 
     def forward(x: Tensor) -> Any:

@@ -55,6 +55,8 @@ class Composition(NamedTuple):
         agreement: Decaying sum of n sum_k p_k^2 - 1 over batches.
         pairs: Decaying sum of n - 1 over batches.
         reference: Class frequencies of the source (K,); None stands for uniform.
+        chance: Probability that two independent source instances share their class, sum_k pi_k^2.
+        correlation: How much more often two instances of a batch share their predicted class, in [0, 1].
     """
 
     last: PerClass | None = None
@@ -62,20 +64,23 @@ class Composition(NamedTuple):
     agreement: float = 0.0
     pairs: float = 0.0
     reference: PerClass | None = None
+    chance: float = 0.0
+    correlation: float = 0.0
 
     def update(self, probabilities: Tensor) -> Composition:
         """The composition after a batch with these class probabilities (n, K); rows with NaN do not count."""
         frequencies, n = argmax_frequencies(probabilities)
         if n == 0:
             return self._replace(last=None, last_count=0.0)
-        concentration = float(frequencies @ frequencies)
-        return Composition(
-            frequencies,
-            float(n),
-            _DECAY * self.agreement + n * concentration - 1,
-            _DECAY * self.pairs + n - 1,
-            self.reference,
-        )
+        reference = self.reference
+        if reference is None or reference.numel() != frequencies.numel():
+            reference = torch.full_like(frequencies, 1 / frequencies.numel())
+        chance = float(reference @ reference)
+        agreement = _DECAY * self.agreement + n * float(frequencies @ frequencies) - 1
+        pairs = _DECAY * self.pairs + n - 1
+        excess = (agreement / pairs - chance) / max(1 - chance, 1e-12) if pairs > 0 else 0.0
+        correlation = min(max(excess, 0.0), 1.0)
+        return Composition(frequencies, float(n), agreement, pairs, reference, chance, correlation)
 
     def effective_count(self, count: int) -> float:
         r"""Number of independent draws that `count` instances of a batch are worth for between-class variance.
@@ -85,41 +90,24 @@ class Composition(NamedTuple):
 
         with a the chance that two instances of a batch share their predicted class.
         """
-        if self.pairs <= 0 or self.last is None:
-            return float(count)
-        chance = self.chance_agreement(self.last.numel())
-        excess = (self.agreement / self.pairs - chance) / max(1 - chance, 1e-12)
-        return count / (1 + (count - 1) * min(max(excess, 0.0), 1.0))
-
-    def chance_agreement(self, classes: int) -> float:
-        """Probability that two independent source instances share their class, sum_k pi_k^2."""
-        if self.reference is None or self.reference.numel() != classes:
-            return 1.0 / classes
-        return float(self.reference @ self.reference)
+        return count / (1 + (count - 1) * self.correlation)
 
     def pooled(self, classes: PerClass, count: float) -> tuple[PerClass, float]:
         """Class frequencies of a window of `count` instances with the last batch in it, and their imbalance.
+
+        The imbalance is the squared distance from the source's frequencies over what a single class has on average.
 
         Args:
             classes: Frequencies (K,) of the window before; empty while unknown.
             count: Instances in the window, the last batch included.
         """
-        if self.last is None or count <= 0:
-            return classes, self.imbalance(classes) if classes.numel() else 0.0
-        if classes.numel() == self.last.numel():
-            frequencies = torch.lerp(classes, self.last, min(1.0, self.last_count / count))
-        else:
-            frequencies = self.last
-        return frequencies, self.imbalance(frequencies)
-
-    def imbalance(self, frequencies: PerClass) -> float:
-        """Squared distance of class frequencies (K,) from the source's, over what a single class has on average."""
-        chance = self.chance_agreement(frequencies.numel())
-        if self.reference is None or self.reference.numel() != frequencies.numel():
-            difference = frequencies - 1.0 / frequencies.numel()
-        else:
-            difference = frequencies - self.reference
-        return float(difference @ difference) / max(1 - chance, 1e-12)
+        if self.last is None or self.reference is None or count <= 0:
+            return classes, 1.0 if classes.numel() else 0.0
+        frequencies = self.last
+        if classes.numel() == frequencies.numel():
+            frequencies = torch.lerp(classes, frequencies, min(1.0, self.last_count / count))
+        difference = frequencies - self.reference
+        return frequencies, float(difference @ difference) / max(1 - self.chance, 1e-12)
 
 
 class Evidence(NamedTuple):

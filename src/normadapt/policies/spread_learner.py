@@ -18,7 +18,7 @@ _PRIOR_COUNT = 32.0  # instances that the prior is worth
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation: where a gate of 5e-7 fires with two degrees of freedom
 _WINDOW_CENTRE = 8  # instances in the window from which its mean is a better centre than the batch's
-_LOOK_EVERY = 8  # instances: once the prior is outweighed it is enough to look at so many of a batch, or one in so many
+_LOOK_EVERY = 32  # instances: once the prior is outweighed it is enough to look at so many of a batch, or one in so many
 
 
 class Window(Protocol):

@@ -1,0 +1,187 @@
+"""The source profile: what is in it, that splits do not matter, that it fits one model only."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import normadapt as na
+from models import CASES, NET, everything, same
+from normadapt.errors import NormadaptError, PredictionsError, ProfileMismatchError
+from normadapt.profile import SiteProfile
+
+FIELDS = ("mean", "variance", "between", "within", "squares", "third_cumulant")
+
+
+def agree(one, other, rtol=1e-6):
+    assert (one.count, one.excluded, list(one.sites)) == (other.count, other.excluded, list(other.sites))
+    torch.testing.assert_close(one.class_frequencies, other.class_frequencies)
+    for name, site in one.sites.items():
+        for field in FIELDS:
+            a, b = getattr(site, field), getattr(other.sites[name], field)
+            torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.abs().max()), msg=f"{name} {field}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_save_and_load(name, tmp_path):
+    case = CASES[name]
+    model = case.model().train()
+    before = everything(model)
+    profile = na.profile_source(model, [case.item(x) for x in case.source(64).split(16)])
+    assert same(everything(model), before)
+    profile.save(tmp_path / "p.safetensors")
+    loaded = na.SourceProfile.load(str(tmp_path / "p.safetensors"))
+    assert all(same(getattr(loaded.sites[n], f), getattr(s, f)) for n, s in profile.sites.items() for f in FIELDS)
+    assert (loaded.count, loaded.fingerprint, loaded.model_name) == (64, profile.fingerprint, type(model).__name__)
+    assert same(loaded.class_frequencies, profile.class_frequencies)
+    assert list(loaded.sites) == list(profile.sites)
+    adapted, twin = na.adapt(model, loaded), na.adapt(model, profile)
+    assert torch.equal(case.call(adapted, case.target(8)), case.call(twin, case.target(8)))
+
+
+def test_a_file_that_is_no_profile(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no source profile at"):
+        na.SourceProfile.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    profile = na.profile_source(NET.model(), [NET.source(16)])
+    profile.sites["1"].mean[0] = float("nan")
+    profile.save(tmp_path / "nan")
+    for name, said in (
+        ("text", "is not a source profile"),
+        ("other", "expected format"),
+        ("nan", "non-finite.*1.mean"),
+    ):
+        with pytest.raises(ProfileMismatchError, match=said):
+            na.SourceProfile.load(tmp_path / name)
+
+
+def test_another_model_is_refused_naming_both(tmp_path):
+    model = NET.model()
+    na.profile_source(model, [NET.source(16)]).save(tmp_path / "p")
+    profile = na.SourceProfile.load(tmp_path / "p")
+    profile.check(copy.deepcopy(model).train())
+    for change in (lambda m: m[9].weight.data.add_(1), lambda m: m[5].running_var.mul_(2)):
+        other = copy.deepcopy(model)
+        change(other)
+        with pytest.raises(ProfileMismatchError, match=r"measured on Sequential \(\w+\), the model given is Seq\w+ \("):
+            profile.check(other)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("name", ["1d", "2d", "3d", "look-alike", "twice"])
+def test_the_split_into_batches_does_not_matter(name, size):
+    case = CASES[name]
+    x = case.source(150)
+    x[40, 0] = float("nan")
+    agree(na.profile_source(case.model(), x.split(size)), na.profile_source(case.model(), [x]))
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_the_split_does_not_matter_where_no_statistics_are_kept(size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = NET.source(150)
+    halves = {"predictions": lambda y: torch.full((len(y), 2), 0.5)}  # answers depend on the batch; classes must not
+    agree(na.profile_source(model, x.split(size), **halves), na.profile_source(model, [x], **halves))
+
+
+def test_loader_items_of_every_kind():
+    x, y = NET.source(32).split(16), torch.zeros(16)
+    plain = na.profile_source(NET.model(), x)
+    for items in ([(b, y) for b in x], [[b, y, "name"] for b in x], iter(x), (b for b in x), [{"input": b} for b in x]):
+        agree(na.profile_source(NET.model(), items), plain, rtol=0)
+    keywords = CASES["keywords"]
+    for items in ([{"image": b} for b in x], [({"image": b}, y) for b in x]):
+        assert na.profile_source(keywords.model(), items).count == 32
+    for wrong, said in (("text", "yielded str"), ((), "empty tuple"), (3, "yielded int")):
+        with pytest.raises(TypeError, match=said):
+            na.profile_source(NET.model(), [wrong])
+
+
+def test_count_classes_and_progress():
+    x, told = NET.source(90), []
+    profile = na.profile_source(NET.model(), x.split(40), progress=lambda *numbers: told.append(numbers))
+    with torch.no_grad():
+        labels = NET.model()(x).argmax(1)
+    frequencies = torch.bincount(labels, minlength=4).double() / 90
+    torch.testing.assert_close(profile.class_frequencies, frequencies)
+    assert profile.count == 90
+    assert told == [(1, 40), (2, 80), (3, 90)]
+    assert na.profile_source(CASES["twice"].model(), [x]).count == 90  # instances, not calls
+
+
+def test_predictions_for_other_outputs():
+    case, x = CASES["tuple"], CASES["tuple"].source(64)
+    assert na.profile_source(case.model(), [x]).class_frequencies is None
+    profile = na.profile_source(case.model(), [x], predictions=lambda output: output[0].softmax(1))
+    with torch.no_grad():
+        labels = case.model()(x)[0].argmax(1)
+    torch.testing.assert_close(profile.class_frequencies, torch.bincount(labels, minlength=4).double() / 64)
+    with pytest.raises(PredictionsError, match="do not sum to 1"):
+        na.profile_source(case.model(), [x], predictions=lambda output: output[0])
+
+
+@pytest.mark.parametrize("items", [[], [torch.zeros(0, 3, 8, 8)], [torch.full((4, 3, 8, 8), float("nan"))]])
+def test_too_little_data(items):
+    with pytest.raises(NormadaptError, match="at least two finite source instances"):
+        na.profile_source(NET.model(), items)
+
+
+def explained(site: SiteProfile, x: torch.Tensor, norm: nn.Module):
+    """Instance means and variances of a layer's input (n, C, ...), against the profile's total."""
+    flat = x.double().flatten(2)
+    means = flat.mean(2)
+    location = means / (norm.running_var.double() + norm.eps).sqrt()
+    psi = flat.var(2, correction=0) + (means - norm.running_mean.double()) ** 2
+    scale = psi / (2 * (site.variance + norm.eps))
+    return torch.stack((location.var(0), scale.var(0)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_between_and_within_make_the_total(seed):
+    model, x = NET.model(seed), NET.source(600, seed=seed)
+    profile = na.profile_source(model, x.split(100))
+    with torch.no_grad():
+        for name, index in (("1", 1), ("5", 5)):
+            site, seen = profile.sites[name], model[:index](x)
+            total = explained(site, seen, model[index])
+            torch.testing.assert_close(site.between + site.within, total, rtol=0.01, atol=1e-4)
+            torch.testing.assert_close(site.mean, seen.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(site.variance, seen.double().var((0, 2, 3)), rtol=2e-3, atol=1e-6)
+            means = seen.double().mean((2, 3))
+            centred = means - means.mean(0)
+            k3 = 600**2 / (599 * 598) * (centred**3).mean(0)
+            torch.testing.assert_close(site.third_cumulant, k3, rtol=1e-3, atol=1e-7)
+
+
+def test_the_split_and_the_traces_are_those_of_the_true_covariances():
+    generator = torch.Generator().manual_seed(0)
+    channels, classes, n = 5, 3, 60_000
+    centres = 2 * torch.randn(classes, channels, generator=generator, dtype=torch.float64)
+    root = 0.15 * torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    x = centres[labels] + torch.randn(n, channels, generator=generator, dtype=torch.float64) @ root.T
+
+    model = nn.Sequential(nn.BatchNorm1d(channels), nn.Identity()).double().eval()
+    model[0].weight.data = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.1], dtype=torch.float64)
+    model[0].running_mean.copy_(x.mean(0))
+    model[0].running_var.copy_(x.var(0))
+
+    def nearest(output):
+        moved = (output - model[0].bias) / model[0].weight * (x.var(0) + model[0].eps).sqrt() + x.mean(0)
+        return nn.functional.one_hot(torch.cdist(moved.detach(), centres).argmin(1), classes).double()
+
+    site = na.profile_source(model, x.split(10_000), predictions=nearest).sites["0"]
+    deviation = (x.var(0) + model[0].eps).sqrt()
+    grand = centres[labels].mean(0)
+    between = ((centres - grand) / deviation).T @ ((centres - grand) / deviation) / classes
+    within = (root / deviation.unsqueeze(1)) @ (root / deviation.unsqueeze(1)).T
+    torch.testing.assert_close(site.between[0], between.diagonal(), rtol=0.03, atol=1e-3)
+    torch.testing.assert_close(site.within[0], within.diagonal(), rtol=0.03, atol=1e-3)
+    weight = model[0].weight.detach()
+    b, w = (weight.unsqueeze(1) * matrix * weight for matrix in (between, within))
+    traces = torch.stack([(b @ b).trace(), (b @ w).trace(), (w @ w).trace()])
+    torch.testing.assert_close(site.squares[0], traces, rtol=0.05, atol=1e-3)

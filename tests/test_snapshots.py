@@ -1,0 +1,136 @@
+"""Snapshots: everything that adapting changed, back again in full or not at all."""
+
+import pytest
+import safetensors.torch
+import torch
+
+import normadapt as na
+from models import CASES, NET, same
+from normadapt.errors import SnapshotError
+
+
+def run(adapted, inputs, case=NET):
+    with torch.no_grad():
+        return [case.call(adapted, x) for x in inputs]
+
+
+class Forgetful:
+    """A user's policy without `init` and without inheritance, whose state is a dict that first is empty."""
+
+    def step(self, state, evidence, source):
+        seen = (state["seen"] if state else 0.0) + evidence.count
+        mean = state["mean"] if state else source.mean
+        mean = mean + evidence.count / seen * (evidence.mean - mean)
+        return {"seen": seen, "mean": mean}, na.Statistics(mean, source.variance)
+
+
+POLICIES = {
+    "track": na.Track(),
+    "blend": na.Blend(),
+    "ema": na.baselines.EMA(),
+    "prior": na.baselines.SchneiderPrior(),
+    "batch": na.baselines.BatchStatistics(),
+    "source": na.baselines.Source(),
+    "users": Forgetful(),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("through", ["memory", "safetensors"])
+def test_the_future_is_the_same_after_a_round_trip(policy, through):
+    case = CASES["2d"]
+    adapted = na.adapt(case.model(), policy=POLICIES[policy])
+    run(adapted, [case.target(8), case.target(8, seed=1)])
+    with adapted.stream("other camera"):
+        run(adapted, [case.source(1)])
+    state = adapted.snapshot()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    kept = {key: value.clone() for key, value in state.items()}
+    future = [case.target(8, seed=2), case.source(8, seed=3), case.target(1, seed=4)]
+    answers = run(adapted, future)
+    assert same(state, kept)  # the snapshot does not follow the model
+    if through == "safetensors":
+        state = safetensors.torch.load(safetensors.torch.save(state))
+    fresh = na.adapt(case.model(), policy=POLICIES[policy])
+    fresh.restore(state)
+    assert fresh.streams == ("default", "other camera")
+    assert same(run(fresh, future), answers)
+    assert str(fresh.report()) == str(adapted.report())
+    assert same(fresh.snapshot(), adapted.snapshot())
+
+
+def test_a_profiled_model_goes_on_alike():
+    profile = na.profile_source(NET.model(), [NET.source(64)])
+    adapted, fresh = na.adapt(NET.model(), profile), na.adapt(NET.model(), profile)
+    run(adapted, [NET.target(8)])
+    fresh.restore(adapted.snapshot())
+    assert same(run(fresh, [NET.target(8, seed=1)]), run(adapted, [NET.target(8, seed=1)]))
+
+
+def spoiled(state, ending, change):
+    """The snapshot with one entry changed; None takes it away."""
+    key = next(key for key in state if key.endswith(ending))
+    rest = {k: v for k, v in state.items() if k != key}
+    return rest if change is None else {**rest, key: change(state[key])}
+
+
+BROKEN = {
+    "empty": lambda s: {},
+    "statistics gone": lambda s: spoiled(s, "site|1|buffers|0", None),
+    "state gone": lambda s: spoiled(s, "state|moments", None),
+    "pair gone": lambda s: {k: v for k, v in s.items() if "site|1|state|uncertainty" not in k},
+    "nan in statistics": lambda s: spoiled(s, "buffers|1", lambda t: t * float("nan")),
+    "nan in state": lambda s: spoiled(s, "state|moments", lambda t: t * float("nan")),
+    "infinite number in state": lambda s: spoiled(s, "state|count#", lambda t: t * float("inf")),
+    "negative variance": lambda s: spoiled(s, "buffers|1", lambda t: -t),
+    "other shape of statistics": lambda s: spoiled(s, "buffers|0", lambda t: t[:-1]),
+    "other shape of state": lambda s: spoiled(s, "state|moments", lambda t: t[:, :-1]),
+    "last site gone": lambda s: {k: v for k, v in s.items() if "|site|5" not in k},
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_snapshot_is_refused_and_nothing_changes(how):
+    adapted = na.adapt(NET.model())
+    run(adapted, [NET.target(8)])
+    broken = BROKEN[how](adapted.snapshot())
+    run(adapted, [NET.target(8, seed=1)])
+    before, statistics = adapted.snapshot(), {k: v.clone() for k, v in adapted.state_dict().items()}
+    with pytest.raises(SnapshotError):
+        adapted.restore(broken)
+    assert same(adapted.snapshot(), before)
+    assert same(dict(adapted.state_dict()), statistics)
+
+
+def test_snapshots_of_others_are_refused():
+    adapted = na.adapt(NET.model())
+    before = adapted.snapshot()
+    other = na.adapt(NET.model(seed=1))
+    with pytest.raises(SnapshotError) as told:
+        adapted.restore(other.snapshot())
+    assert str(adapted.fingerprint) in str(told.value)
+    assert str(other.fingerprint) in str(told.value)
+    with pytest.raises(SnapshotError, match="taken under EMA, this model runs Track"):
+        adapted.restore(na.adapt(NET.model(), policy=na.baselines.EMA()).snapshot())
+    assert same(adapted.snapshot(), before)
+
+
+def test_a_snapshot_that_needs_the_profile_is_refused_without_it():
+    profiled = na.adapt(NET.model(), na.profile_source(NET.model(), [NET.source(64)]))
+    run(profiled, [NET.target(8)])
+    adapted = na.adapt(NET.model())
+    before = adapted.snapshot()
+    with pytest.raises(SnapshotError, match="profile"):
+        adapted.restore(profiled.snapshot())
+    assert same(adapted.snapshot(), before)
+
+
+def test_a_state_that_cannot_be_kept_is_named():
+    class Odd:
+        def step(self, state, evidence, source):
+            return {"what": object()}, na.Statistics(source.mean, source.variance)
+
+    adapted = na.adapt(NET.model(), policy=Odd())
+    run(adapted, [NET.source(4)])
+    with pytest.raises(SnapshotError, match="holds a object"):
+        adapted.snapshot()
