@@ -281,3 +281,18 @@ def test_the_report_is_plain_and_readable(adapted):
     plain = report.to_dict()
     assert plain["sites"][0]["name"] == "1"
     assert all(line in str(report) for line in ("layer", "status", first.status, "BatchNorm2d"))
+
+
+def test_loading_into_the_adapted_model_leaves_the_original():
+    model = NET.model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    na.adapt(model).load_state_dict(NET.model(seed=1).state_dict())
+    assert same(dict(model.state_dict()), before)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_is_computed_can_be_copied():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
+    adapted = na.adapt(model)
+    with adapted.as_source():
+        assert torch.equal(adapted(NET.source(4)), model(NET.source(4)))

@@ -120,7 +120,10 @@ def test_half_precision_activations(name, dtype, profiled):
             output = case.call(adapted, x.to(dtype))
             expected = case.call(reference, x)
     assert output.dtype == dtype
-    torch.testing.assert_close(output.float(), expected, rtol=0.1, atol=0.1)
+    with torch.no_grad():
+        source = case.call(case.model(), x)
+    error = (output.float() - expected).abs().mean()  # rounding may decide a gate, so not element by element
+    assert float(error) < 0.01 + 0.2 * float((source - expected).abs().mean())
     state = adapted.snapshot()
     assert {v.dtype for k, v in state.items() if "|state|" in k and v.is_floating_point()} == {torch.float64}
 

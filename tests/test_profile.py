@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import normadapt as na
-from models import CASES, NET, everything, same
+from models import CASES, NET, everything, same, vectors
 from normadapt.errors import NormadaptError, PredictionsError, ProfileMismatchError
 from normadapt.profile import SiteProfile
 
@@ -185,3 +185,31 @@ def test_the_split_and_the_traces_are_those_of_the_true_covariances():
     b, w = (weight.unsqueeze(1) * matrix * weight for matrix in (between, within))
     traces = torch.stack([(b @ b).trace(), (b @ w).trace(), (w @ w).trace()])
     torch.testing.assert_close(site.squares[0], traces, rtol=0.05, atol=1e-3)
+
+
+def test_a_layer_without_statistics_works_with_a_profile():
+    torch.manual_seed(0)
+    model = vectors(track_running_stats=False).eval()
+    case = CASES["1d"]
+    adapted = na.adapt(model, na.profile_source(model, case.source(256).split(64)))
+    assert list(adapted.state_dict()) == list(model.state_dict())
+    output = adapted(case.target(1))
+    assert bool(output.isfinite().all())
+    assert model[1].running_mean is None
+    with adapted.as_source():
+        assert torch.equal(adapted(case.target(8)), model(case.target(8)))
+    frozen = adapted.freeze()
+    with adapted.paused():
+        assert torch.equal(adapted(case.target(1)), frozen(case.target(1)))
+
+
+def test_classes_that_mean_nothing_have_nothing_between_them():
+    """Ten random classes of four instances each scatter by themselves: that part is taken off."""
+    torch.manual_seed(0)
+    n, classes = 40, 10
+    layer = nn.BatchNorm1d(400).double().eval()
+    labels = nn.functional.one_hot(torch.arange(n) % classes, classes).double()
+    site = na.profile_source(layer, [torch.randn(n, 400).double()], predictions=lambda y: labels).sites[""]
+    noise = (classes - 1) / n
+    assert float(site.between[0].mean()) < 0.35 * noise * float(site.within[0].mean())
+    torch.testing.assert_close(site.within[0].mean(), torch.tensor(1.0, dtype=torch.float64), rtol=0.05, atol=0)

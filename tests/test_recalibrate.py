@@ -173,3 +173,23 @@ def test_errors():
         with pytest.raises(ValueError, match="must be at least"):
             na.recalibrate(model, [NET.target(8)], **wrong)
     assert same(everything(model), before)
+
+
+@pytest.mark.parametrize("shift", [0.3, 2.0])
+def test_the_optimum_by_hand(shift):
+    layer = nn.BatchNorm1d(4).double().eval()
+    layer.weight.data.copy_(torch.tensor([2.0, 1.0, 0.5, 0.1]))
+    generator = torch.Generator().manual_seed(0)
+    source, target = (torch.randn(n, 4, 5, generator=generator, dtype=torch.float64) for n in (300, 12))
+    source += 0.5 * torch.randn(300, 4, 1, generator=generator, dtype=torch.float64)
+    target = target * 1.5 + shift
+    profile = na.profile_source(layer, [source])
+    result = na.recalibrate(layer, target.split(5), profile)
+    one, w = 1 + layer.eps, layer.weight.detach() ** 2
+    total = profile.sites[""].between + profile.sites[""].within
+    variance = target.var((0, 2), correction=0)
+    d = torch.stack((target.mean((0, 2)) / one**0.5, ((variance + layer.eps) / one + total[0] / 12).log() / 2))
+    excess = ((d**2 - total / 12) @ w / w.sum()).clamp_min(0).unsqueeze(1)
+    use = excess / (excess + total / 12) * d
+    torch.testing.assert_close(result.running_mean, use[0] * one**0.5)
+    torch.testing.assert_close(result.running_var, one * (2 * use[1]).exp() - layer.eps)

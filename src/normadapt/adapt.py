@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,8 +42,8 @@ class AdaptedModel(nn.Module):
 
     Call it as the original. It always computes as in eval mode, whatever `train()` says, and its state_dict has
     the original's keys, with the statistics in use as values. One lock serializes forward passes; streams keep
-    their statistics apart. `load_state_dict` loads the shared parameters and the statistics in use, which hold
-    until the next adapting batch; to resume adaptation use `snapshot` and `restore`.
+    their statistics apart. `load_state_dict` loads into parameters of its own and into the statistics in use, which
+    hold until the next adapting batch; to resume adaptation use `snapshot` and `restore`.
 
     Args:
         model: A copy that shares its parameters with the original.
@@ -76,6 +76,7 @@ class AdaptedModel(nn.Module):
         self._lock = threading.RLock()
         self.training = False
         self.register_load_state_dict_pre_hook(_prepare_load)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_finish_load)  # type: ignore[no-untyped-call]
         self._install(self._stream(DEFAULT_STREAM))
 
     # -- switches ------------------------------------------------------------------------------------------------
@@ -164,6 +165,8 @@ class AdaptedModel(nn.Module):
                 needed = getattr(self.policy, "needs_predictions", False)
                 probabilities = class_probabilities(output, self._predictions, needed=needed)
                 if probabilities is not None:
+                    if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
+                        probabilities = probabilities[~running.bad]
                     composition = composition.update(probabilities)
         except BaseException:
             self._install(stream)
@@ -176,8 +179,9 @@ class AdaptedModel(nn.Module):
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:
-            composition = Composition(reference=self._class_frequencies)
-            self._streams[name] = new_stream(self.policy, self._hooks, composition)
+            with outside_autograd():
+                composition = Composition(reference=self._class_frequencies)
+                self._streams[name] = new_stream(self.policy, self._hooks, composition)
         return self._streams[name]
 
     def _install(self, stream: Stream) -> None:
@@ -205,6 +209,7 @@ class AdaptedModel(nn.Module):
             flat = flatten(str(self.fingerprint.digest), "model")
             flat.update(flatten(self.fingerprint.model_name, "model_name"))
             flat.update(flatten(type(self.policy).__name__, "policy"))
+            flat.update(flatten(self._profiled(), "profiled"))
             flat.update(flatten(len(self._streams), "streams"))
             for index, (name, stream) in enumerate(self._streams.items()):
                 flat.update(flatten(name, f"stream|{index}|name"))
@@ -225,25 +230,26 @@ class AdaptedModel(nn.Module):
             raise SnapshotError(f"the snapshot was taken of {other}, this model was made from {self.fingerprint}")
         if policy != type(self.policy).__name__:
             raise SnapshotError(f"the snapshot was taken under {policy}, this model runs {type(self.policy).__name__}")
+        if rebuild(state, "profiled", None) != self._profiled():
+            words = ("without", "with") if self._profiled() else ("with", "without")
+            raise SnapshotError(f"the snapshot was taken {words[0]} a source profile, this model runs {words[1]} one")
         streams: dict[str, Stream] = {}
-        for index in range(int(rebuild(state, "streams", None))):
-            composition = rebuild(state, f"stream|{index}|composition", Composition())
-            records = [self._restored(state, f"stream|{index}|site|{h.site.name}", h) for h in self._hooks]
-            streams[text(state, f"stream|{index}|name")] = Stream(records, composition)
+        with outside_autograd():
+            for index in range(int(rebuild(state, "streams", None))):
+                composition = rebuild(state, f"stream|{index}|composition", Composition())
+                records = [self._restored(state, f"stream|{index}|site|{h.site.name}", h) for h in self._hooks]
+                streams[text(state, f"stream|{index}|name")] = Stream(records, composition)
         with self._lock:
             self._streams = streams
             self._move_streams()
             self._install(self._stream(self._current().stream))
 
+    def _profiled(self) -> bool:
+        return any(hook.source.spread is not None for hook in self._hooks)
+
     def _restored(self, state: Mapping[str, Tensor], prefix: str, hook: SiteHook) -> Record:
         template = Record(initial_state(self.policy, hook.source), hook.original, 0, 0, "", reporting.NO_DIAGNOSTICS)
         record: Record = rebuild(state, prefix, template)
-        for buffer, original in zip(record.buffers, hook.original, strict=True):
-            if buffer.shape != original.shape:
-                raise SnapshotError(
-                    f"the snapshot's statistics of {hook.site.name!r} have shape {tuple(buffer.shape)}; "
-                    f"expected {tuple(original.shape)}"
-                )
         if bool((record.buffers[1] < 0).any()):
             raise SnapshotError(f"the snapshot holds a negative variance for {hook.site.name!r}")
         return record
@@ -252,7 +258,8 @@ class AdaptedModel(nn.Module):
         """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared."""
         with self._lock:
             self._install(self._stream(self._current().stream))
-            return plain_copy(self.model)
+            with outside_autograd():
+                return plain_copy(self.model)
 
     def report(self) -> Report:
         """What was seen and done at every site, in the current stream."""
@@ -271,14 +278,18 @@ class AdaptedModel(nn.Module):
             self._install(self._stream(self._current().stream))
             return self.model.state_dict(*args, **kwargs)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
-        # Moving or casting replaces a Parameter's data: do that to our own Parameters, not to the original's.
+    def _own_parameters(self, data: Callable[[Tensor], Tensor]) -> None:
+        """Replace every Parameter by one of our own over `data` of its values; ties between layers stay."""
         own: dict[int, nn.Parameter] = {}
         for module in self._modules_in_eval:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    copied = own.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
-                    module._parameters[name] = copied
+                    copied = nn.Parameter(data(parameter.detach()), parameter.requires_grad)
+                    module._parameters[name] = own.setdefault(id(parameter), copied)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
+        # Moving or casting replaces a Parameter's data: do that to our own Parameters, not to the original's.
+        self._own_parameters(lambda tensor: tensor)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             mean, variance = hook.original
@@ -312,13 +323,31 @@ def _moved(tree: Any, device: torch.device) -> Any:
 
 def _prepare_load(adapted: AdaptedModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before load_state_dict: give its keys our inner prefix, and let it write into copies of the buffers."""
-    for key in [k for k in state_dict if k.startswith(prefix) and not k.startswith(prefix + "model.")]:
-        state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
+    keys = [key for key in state_dict if key.startswith(prefix)]
+    state_dict.update({f"{prefix}model.{key[len(prefix) :]}": state_dict.pop(key) for key in keys})
+    with outside_autograd():
+        adapted._own_parameters(torch.clone)  # loading writes in place, and the original must not change
+        stream = adapted._stream(adapted._current().stream)
+        for hook, record in zip(adapted._hooks, stream.records, strict=True):
+            hook.site.write(record.buffers[0].clone(), record.buffers[1].clone())
+
+
+def _finish_load(adapted: AdaptedModel, _keys: Any) -> None:
+    """After load_state_dict: what was loaded into the layers is in use in the current stream."""
     name = adapted._current().stream
     stream = adapted._stream(name)
-    records = [r._replace(buffers=(r.buffers[0].clone(), r.buffers[1].clone())) for r in stream.records]
+    with outside_autograd():
+        records = [
+            record._replace(buffers=tuple(_normal(buffer) for buffer in hook.site.buffers()))
+            for hook, record in zip(adapted._hooks, stream.records, strict=True)
+        ]
     adapted._streams[name] = Stream(records, stream.composition)
     adapted._install(adapted._streams[name])
+
+
+def _normal(buffer: Any) -> Any:
+    """A tensor that gradients can pass by: a loaded one may have been made in inference mode."""
+    return buffer.clone() if buffer.is_inference() else buffer
 
 
 def adapt(
@@ -368,6 +397,7 @@ def adapt(
         raise UnsupportedLayerError(
             "adapt() was given a model that is already adapted -> pass the original, or what freeze() returned"
         )
-    copy, hooks = hooked_copy(model, profile, verb="adapt()")
+    with outside_autograd():
+        copy, hooks = hooked_copy(model, profile, verb="adapt()")
     frequencies = None if profile is None else profile.class_frequencies
     return AdaptedModel(copy, hooks, policy, predictions, frequencies, fingerprint(model))

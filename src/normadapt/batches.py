@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,18 @@ def batch_length(item: Any) -> int:
     return int(tensors[0].shape[0]) if tensors else 0
 
 
+def split_length(item: Any, bad: Tensor | None) -> tuple[int, int]:
+    """Number of instances in an item that were finite at every site, and of those that were not.
+
+    Args:
+        item: A loader's item.
+        bad: Mask (n,) of the instances that some site left out; None for none.
+    """
+    length = batch_length(item)
+    lost = int(bad.sum()) if bad is not None and bad.shape[0] == length else 0
+    return length - lost, lost
+
+
 def iterates_once(loader: Iterable[Any]) -> bool:
     """Whether `loader` is an iterator (a generator, a file, a map): used up after one pass."""
-    return iter(loader) is loader
+    return isinstance(loader, Iterator)  # asking iter(loader) could already use it up

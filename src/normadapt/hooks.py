@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normadapt.errors import UnsupportedLayerError
 from normadapt.policies.base import Source
 from normadapt.profile import SourceProfile
-from normadapt.sites import Site, find_sites, shared_copy
+from normadapt.sites import Site, find_sites, layer_input, shared_copy
 
 Buffers = tuple[Tensor, Tensor]
 """A running_mean and running_var (C,), in the layer's own dtype."""
@@ -63,7 +63,7 @@ class SiteHook:
         """Called by torch just before the layer's forward; returns other arguments for it, or None for the same."""
         if self.current is None:
             return None
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = layer_input(args, kwargs)
         with outside_autograd():
             instances = self.current.step(self, x.detach())
         if instances is None:
@@ -92,6 +92,7 @@ def hooked_copy(model: nn.Module, profile: SourceProfile | None, *, verb: str) -
     hooks = [_make_hook(index, site, profile) for index, site in enumerate(sites)]
     for hook in hooks:
         hook.site.module.register_forward_pre_hook(hook, with_kwargs=True)
+        hook.site.write(*hook.original)
     return copy, hooks
 
 

@@ -19,7 +19,7 @@ from normadapt.spread import Spread
 _FORMAT = "normadapt source profile 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteProfile:
     """What the source looks like at one site. All tensors float64; the instance is the sampling unit.
 
@@ -53,7 +53,7 @@ class SiteProfile:
 _TENSORS = ("mean", "variance", "between", "within", "squares", "third_cumulant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceProfile:
     """Statistics of a model on its source data, measured once and saved as safetensors.
 

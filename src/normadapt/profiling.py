@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.asymptotics.cumulants import Moments
-from normadapt.batches import run_model
+from normadapt.batches import run_model, split_length
 from normadapt.errors import NormadaptError
 from normadapt.predictions import Predictions, class_probabilities
 from normadapt.profile import SiteProfile, SourceProfile
-from normadapt.sites import Site, find_sites, fingerprint, shared_copy
-from normadapt.statistics import InstanceMoments, finite_instances, instance_moments
+from normadapt.sites import Site, find_sites, fingerprint, layer_input, shared_copy
+from normadapt.statistics import InstanceMoments, gather_evidence
 
 _LEAST_DEGREES = 8  # within-class degrees of freedom below which the split between classes is not measured
 
@@ -25,35 +25,28 @@ class _SiteTally:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.count = 0
-        self.excluded = 0
         self._labelled = True
         mean, variance = site.buffers()
         self._reference = None if mean is None or variance is None else (mean.double(), variance.double() + site.eps)
+        # Without running statistics there is no point of reference before the end: the instances wait for it.
+        self._waiting: list[tuple[InstanceMoments, Tensor | None]] = []
         self._classes: dict[int, tuple[int, Tensor]] = {}
         self._squares = torch.zeros(0)
         self._moments: Moments | None = None
         self._variance = torch.zeros(0)
 
     def add(self, moments: InstanceMoments, labels: Tensor | None) -> None:
-        mask = finite_instances(moments)
-        if labels is not None and labels.numel() != moments.mean.shape[0]:
-            # Several rows of this site per answer (patches, time steps): each has the answer's class.
-            rows, rest = divmod(moments.mean.shape[0], max(labels.numel(), 1))
-            labels = labels.repeat_interleave(rows) if rest == 0 and rows > 0 else None
-        if mask is not None:
-            self.excluded += int((~mask).sum())
-            moments = InstanceMoments(moments.values[:, mask])
-            labels = None if labels is None else labels[mask]
+        if self._reference is None:
+            self._waiting.append((moments, labels))
+            self.count += moments.mean.shape[0]
+        else:
+            self._add(moments, labels, *self._reference)
+
+    def _add(self, moments: InstanceMoments, labels: Tensor | None, mean: Tensor, variance: Tensor) -> None:
         n, channels = moments.mean.shape
-        if n == 0:
-            return
-        if self._reference is None:  # no running statistics: any fixed point near the data serves
-            variance = moments.variance.mean(0) + moments.mean.var(0, correction=0)
-            self._reference = (moments.mean.mean(0), variance + self.site.eps)
-        if self.count == 0:
+        if self._squares.numel() == 0:
             self._squares = torch.zeros(2, channels, channels, dtype=torch.float64, device=moments.mean.device)
             self._variance = torch.zeros(channels, dtype=torch.float64, device=moments.mean.device)
-        mean, variance = self._reference
         deviation = moments.mean - mean
         location = deviation / variance.sqrt()
         scale = ((moments.variance + deviation * deviation) / variance - 1) / 2
@@ -70,15 +63,25 @@ class _SiteTally:
             number, total = self._classes.get(key, (0, 0))
             self._classes[key] = (number + chosen.shape[1], total + chosen.sum(1))
 
+    def _settle_reference(self) -> None:
+        every = torch.cat([moments.values for moments, _ in self._waiting], 1)
+        mean = every[0].mean(0)
+        variance = every[1].mean(0) + every[0].var(0)
+        self._reference = mean, variance + self.site.eps
+        self.count = 0
+        for moments, labels in self._waiting:
+            self._add(moments, labels, *self._reference)
+        self._waiting.clear()
+
     def finish(self) -> SiteProfile:
+        if self._waiting:
+            self._settle_reference()
         if self._reference is None or self._moments is None:
             raise NormadaptError(f"profile_source(): the layer {self.site.name!r} was never reached")
         moments, n = self._moments, self.count
         variance = self._variance / n + moments.m2 / (n - 1)  # unbiased: E of the within part misses Var(mean)
         # Half-log-variances are measured about the profile's own variance, the sums about the reference.
         rescale = torch.stack((torch.ones_like(variance), self._reference[1] / (variance + self.site.eps)))
-        if not self.site.tracked:  # and so are locations where the profile itself is the source
-            rescale[0] = rescale[1].sqrt()
         numbers = torch.tensor([number for number, _ in self._classes.values()], dtype=torch.float64)
         numbers = numbers.to(variance.device)
         sums = torch.stack([total for _, total in self._classes.values()]) * rescale  # (K, 2, C)
@@ -138,12 +141,38 @@ def _trace_of_square(covariance: Tensor, degrees: float) -> Tensor:
     return torch.maximum(unbiased, floor)
 
 
-def _collect_into(store: list[InstanceMoments]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args[0].numel() > 0:
-            store.append(instance_moments(args[0].detach()))
+class _Collector:
+    """Holds the moments that the sites show during one forward pass, until the output tells the classes."""
 
-    return hook
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+        self.seen: list[tuple[_SiteTally, InstanceMoments, Tensor | None]] = []
+
+    def hook(self, tally: _SiteTally) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def collect(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            evidence, kept, _ = gather_evidence(layer_input(args, kwargs).detach(), bad=self.bad)
+            if kept is not None:
+                self.bad = ~kept
+            if evidence is not None:
+                self.seen.append((tally, evidence.instances, kept))
+
+        return collect
+
+    def hand_over(self, labels: Tensor | None) -> None:
+        """Give each tally its moments (n, C) with the predicted classes (n,) of the instances."""
+        for tally, moments, kept in self.seen:
+            own = _labels_for(labels, moments.mean.shape[0] if kept is None else kept.shape[0])
+            tally.add(moments, own if own is None or kept is None else own[kept])
+        self.seen.clear()
+        self.bad = None
+
+
+def _labels_for(labels: Tensor | None, rows: int) -> Tensor | None:
+    """Classes of a site's rows; several rows per answer (patches, time steps) each have the answer's class."""
+    if labels is None or labels.numel() == rows:
+        return labels
+    each, rest = divmod(rows, max(labels.numel(), 1))
+    return labels.repeat_interleave(each) if rest == 0 and each > 0 else None
 
 
 def profile_source(
@@ -186,26 +215,25 @@ def profile_source(
     copy = shared_copy(model)
     modules = dict(copy.named_modules())
     tallies = [_SiteTally(site._replace(module=modules[site.name])) for site in sites]
-    # Moments wait here until the output tells the class of each instance.
-    waiting: list[list[InstanceMoments]] = [[] for _ in sites]
-    for tally, store in zip(tallies, waiting, strict=True):
-        tally.site.module.register_forward_pre_hook(_collect_into(store))
+    collector = _Collector()
+    for tally in tallies:
+        tally.site.module.register_forward_pre_hook(collector.hook(tally), with_kwargs=True)
     class_counts = torch.zeros(0, dtype=torch.float64)
-    batches = instances = 0
+    batches = instances = excluded = 0
     with torch.no_grad():
         for item in loader:
             probabilities = class_probabilities(run_model(copy, item), predictions)
-            labels = None if probabilities is None else probabilities.argmax(1)
+            finite, lost = split_length(item, collector.bad)
+            labels = None
             if probabilities is not None:
-                finite = probabilities.isfinite().all(1)
-                counts = torch.bincount(probabilities[finite].argmax(1), minlength=probabilities.shape[1])
+                labels = probabilities.argmax(1)
+                valid = probabilities.isfinite().all(1)
+                if collector.bad is not None and collector.bad.shape == valid.shape:
+                    valid &= ~collector.bad
+                counts = torch.bincount(labels[valid], minlength=probabilities.shape[1])
                 class_counts = counts.double() + (class_counts if class_counts.numel() else 0)
-            for tally, store in zip(tallies, waiting, strict=True):
-                for moments in store:
-                    tally.add(moments, labels)
-                store.clear()
-            batches += 1
-            instances = max(tally.count for tally in tallies)
+            collector.hand_over(labels)
+            batches, instances, excluded = batches + 1, instances + finite, excluded + lost
             if progress is not None:
                 progress(batches, instances)
     profiles = {tally.site.name: tally.finish() for tally in tallies if tally.count >= 2}
@@ -221,5 +249,5 @@ def profile_source(
         count=instances,
         class_frequencies=class_counts / class_counts.sum() if float(class_counts.sum()) > 0 else None,
         sites=profiles,
-        excluded=max(tally.excluded for tally in tallies),
+        excluded=excluded,
     )

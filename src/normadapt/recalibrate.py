@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapt import adapt
-from normadapt.batches import batch_length, iterates_once, run_model
+from normadapt.batches import batch_length, iterates_once, run_model, split_length
 from normadapt.errors import NormadaptError
 from normadapt.hooks import SiteHook, hooked_copy, plain_copy
 from normadapt.policies.base import Source, standardize, unstandardize
 from normadapt.policies.spread_learner import shrink_to_prior
 from normadapt.profile import SourceProfile
 from normadapt.shapes import LocationScale
-from normadapt.statistics import gather_evidence
+from normadapt.statistics import Evidence, gather_evidence
 
 _LOG = logging.getLogger("normadapt")
 
@@ -69,15 +69,9 @@ class _Tally:
 
     def __init__(self) -> None:
         self.count = 0
-        self.excluded = 0
         self._sums: Tensor | None = None
 
-    def step(self, hook: SiteHook, x: Tensor) -> None:
-        evidence, _, excluded = gather_evidence(x)
-        self.excluded += excluded
-        if evidence is None:
-            return
-        source = hook.source
+    def add(self, evidence: Evidence, source: Source) -> None:
         u, r = standardize(evidence.instances.values, source).unbind()
         r = r + u * u
         sums = torch.stack([t.sum(0) for t in (u, r, u * u, r * r, u * r)])
@@ -101,6 +95,23 @@ class _Tally:
         weight = source.channel_weight
         excess = ((shift.square() - noise) @ weight / weight.sum()).clamp_min(0).unsqueeze(1)
         return excess / (excess + noise) * shift
+
+
+class _Pass:
+    """One pass over the data: a tally for every site."""
+
+    def __init__(self, sites: int) -> None:
+        self.tallies = [_Tally() for _ in range(sites)]
+        self.count = self.excluded = 0
+        self.bad: Tensor | None = None
+
+    def step(self, hook: SiteHook, x: Tensor) -> None:
+        tally = self.tallies[hook.index]
+        evidence, kept, _ = gather_evidence(x, bad=self.bad)
+        if kept is not None:
+            self.bad = ~kept
+        if evidence is not None:
+            tally.add(evidence, hook.source)
 
 
 def recalibrate(
@@ -160,13 +171,13 @@ def recalibrate(
     change, passes = float("inf"), 0
     while passes < max_passes and change > tolerance:
         passes += 1
-        tallies = _run_pass(copy, hooks, loader, _teller(progress, passes, None if passes == 1 else change))
-        count, excluded = max(t.count for t in tallies), max(t.excluded for t in tallies)
+        outcome = _run_pass(copy, hooks, loader, _teller(progress, passes, None if passes == 1 else change))
+        count, excluded = outcome.count, outcome.excluded
         if count == 0:
             again = "the second time it was iterated" if passes > 1 else f"{excluded} were left out as non-finite"
             raise NormadaptError(f"recalibrate() needs finite target instances; the loader gave none ({again})")
         change = 0.0
-        for hook, tally, before in zip(hooks, tallies, list(in_use), strict=True):
+        for hook, tally, before in zip(hooks, outcome.tallies, list(in_use), strict=True):
             optimum = tally.optimum(hook.source)
             if optimum is not None:
                 change = max(change, _size(optimum - before, hook.source))
@@ -184,21 +195,25 @@ def recalibrate(
 
 def _run_pass(
     model: nn.Module, hooks: list[SiteHook], loader: Iterable[Any], tell: Callable[[int, int], None]
-) -> list[_Tally]:
-    tallies = [_Tally() for _ in hooks]
-    for hook, tally in zip(hooks, tallies, strict=True):
-        hook.current = tally
+) -> _Pass:
+    visitor = _Pass(len(hooks))
+    for hook in hooks:
+        hook.current = visitor
     batches = instances = 0
     try:
         with torch.no_grad():
             for item in loader:
+                visitor.bad = None
                 run_model(model, item)
-                batches, instances = batches + 1, instances + batch_length(item)
+                finite, lost = split_length(item, visitor.bad)
+                visitor.count += finite
+                visitor.excluded += lost
+                batches, instances = batches + 1, instances + finite + lost
                 tell(batches, instances)
     finally:
         for hook in hooks:
             hook.current = None
-    return tallies
+    return visitor
 
 
 def _teller(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,9 +130,18 @@ def _nothing_found(model: nn.Module, verb: str) -> str:
     return f"{verb} found no layer to adapt in {type(model).__name__}: {remedy}."
 
 
+def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer that was called with these arguments: the first one, by position or by keyword."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode that shares every parameter with it and owns all else."""
-    memo = {id(parameter): parameter for parameter in model.parameters()}
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    for module in model.modules():  # deepcopy refuses tensors with a history, which weight_norm keeps as attributes
+        computed = (value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf)
+        memo.update((id(value), value.detach()) for value in computed)
     return copy.deepcopy(model, memo).eval()
 
 

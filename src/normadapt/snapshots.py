@@ -58,29 +58,37 @@ def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
     """The tree stored behind `prefix`; containers take their type from `template` where it has one there.
 
     Raises:
-        SnapshotError: If a part is missing, or a number is not finite.
+        SnapshotError: If a part is missing or has another shape than in `template`, or a number is not finite.
     """
     if prefix in flat:
-        value = flat[prefix]
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise SnapshotError(f"the snapshot holds non-finite numbers at {prefix!r}")
-        return value.clone()
+        return _checked(flat[prefix], prefix, template).clone()
     if prefix + "#" in flat:
-        return flat[prefix + "#"].item()
+        return _checked(flat[prefix + "#"], prefix, None).item()
     if prefix + "$" in flat:
         return text(flat, prefix)
     if prefix + "~" in flat:
         return None
     if hasattr(template, "_fields"):
         return type(template)(*(rebuild(flat, f"{prefix}|{key}", value) for key, value in _children(template)))
-    keys = dict.fromkeys(_child_name(key, prefix) for key in flat if key.startswith(prefix + "|"))
-    if isinstance(template, Mapping):
-        return {key: rebuild(flat, f"{prefix}|{key}", template.get(key)) for key in keys}
-    if isinstance(template, tuple) or keys:
-        known = list(template) if isinstance(template, (tuple, list)) else []
-        known += [None] * (len(keys) - len(known))
-        return tuple(rebuild(flat, f"{prefix}|{i}", known[i]) for i in range(len(keys)))
-    raise SnapshotError(f"the snapshot has no entry {prefix!r}")
+    keys = {_child_name(key, prefix) for key in flat if key.startswith(prefix + "|")}
+    if not keys and not isinstance(template, (tuple, list, Mapping)):
+        raise SnapshotError(f"the snapshot has no entry {prefix!r}")
+    length = len(template) if isinstance(template, (tuple, list)) else 0
+    if keys == {str(i) for i in range(len(keys))} and not isinstance(template, Mapping) and len(keys) >= length:
+        known = [*template, *[None] * (len(keys) - length)] if length else [None] * len(keys)
+        return tuple(rebuild(flat, f"{prefix}|{i}", value) for i, value in enumerate(known))
+    if length:
+        raise SnapshotError(f"the snapshot has {len(keys)} of the {length} entries at {prefix!r}")
+    known_keys = template if isinstance(template, Mapping) else {}
+    return {key: rebuild(flat, f"{prefix}|{key}", known_keys.get(key)) for key in sorted(keys)}
+
+
+def _checked(value: Tensor, key: str, template: Any) -> Tensor:
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise SnapshotError(f"the snapshot holds non-finite numbers at {key!r}")
+    if isinstance(template, Tensor) and template.numel() > 0 and template.shape != value.shape:
+        raise SnapshotError(f"the snapshot's {key!r} has shape {tuple(value.shape)}; expected {tuple(template.shape)}")
+    return value
 
 
 def _child_name(key: str, prefix: str) -> str:

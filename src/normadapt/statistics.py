@@ -187,7 +187,7 @@ def finite_instances(moments: InstanceMoments) -> Tensor | None:
 
 
 def gather_evidence(
-    x: Activations, composition: Composition | None = None, upstream: Any = None
+    x: Activations, composition: Composition | None = None, upstream: Any = None, bad: Tensor | None = None
 ) -> tuple[Evidence | None, Tensor | None, int]:
     """Evidence of one batch at one site, and which instances were left out as non-finite.
 
@@ -195,6 +195,7 @@ def gather_evidence(
         x: Activations (n, C, ...).
         composition: Handed through to the evidence.
         upstream: Handed through to the evidence.
+        bad: Mask (n,) of instances that were not finite at an earlier site, where a ReLU may since have hidden it.
 
     Returns:
         The evidence, or None when no finite instance is left; the mask (n,) of the instances in it, None when all
@@ -205,21 +206,25 @@ def gather_evidence(
     moments = instance_moments(x)
     both, scatter = _pooled(moments)
     mean, variance = both.unbind()
-    mask, excluded = None, 0
-    # One number tells the usual case from NaN, Inf and cancellation.
-    if not float(torch.addcmul(variance, mean, mean, value=-_CANCELLATION).min()) >= 0:
-        if x.dim() > 2:
+    kept, excluded = None, 0
+    # Two numbers tell the usual case from NaN, Inf, overflow and cancellation.
+    least, largest = torch.addcmul(variance, mean, mean, value=-_CANCELLATION).aminmax()
+    usual = float(least) >= 0 and math.isfinite(float(largest))
+    known = bad is not None and bad.shape[0] == x.shape[0]
+    if not usual or known:
+        if not usual and x.dim() > 2:
             moments = exact_instance_moments(x, moments.mean.nan_to_num(0.0, 0.0, 0.0).mean(0))
-        mask = finite_instances(moments)
-        if mask is not None:
-            kept = int(mask.sum())
-            excluded = x.shape[0] - kept
-            if kept == 0:
-                return None, mask, excluded
-            moments = InstanceMoments(moments.values[:, mask])
+        kept = finite_instances(moments)
+        if known and bad is not None:
+            kept = ~bad if kept is None else kept & ~bad
+        if kept is not None:
+            excluded = x.shape[0] - int(kept.sum())
+            if excluded == x.shape[0]:
+                return None, kept, excluded
+            moments = InstanceMoments(moments.values[:, kept])
         both, scatter = _pooled(moments)
     positions = x.numel() // (x.shape[0] * x.shape[1])
-    return Evidence(x.shape[0] - excluded, both, scatter, moments, positions, composition, upstream), mask, excluded
+    return Evidence(x.shape[0] - excluded, both, scatter, moments, positions, composition, upstream), kept, excluded
 
 
 def _pooled(moments: InstanceMoments) -> tuple[LocationScale, PerChannel]:

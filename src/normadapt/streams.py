@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normadapt.hooks import Buffers, SiteHook
 from normadapt.policies.base import Diagnostics, Source, State, Statistics
-from normadapt.statistics import Composition, gather_evidence
+from normadapt.statistics import Composition, InstanceMoments, gather_evidence
 
 
 class Record(NamedTuple):
@@ -52,11 +52,14 @@ class Pass:
         self.records = list(stream.records)
         self.composition = composition
         self.carry: Any = None
+        self.bad: Tensor | None = None
 
     def step(self, hook: SiteHook, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Adapt one site to its input; returns a per-instance affine map (scale, offset) (n, C) if one is needed."""
         before = self.records[hook.index]
-        evidence, kept, excluded = gather_evidence(x, self.composition, self.carry)
+        evidence, kept, excluded = gather_evidence(x, self.composition, self.carry, self.bad)
+        if kept is not None:
+            self.bad = ~kept
         if evidence is None:
             status = "skipped: non-finite input" if excluded else "skipped: empty batch"
             self.records[hook.index] = before._replace(excluded=before.excluded + excluded, status=status)
@@ -65,19 +68,20 @@ class Pass:
         self.carry = statistics.carry
         count, excluded = before.count + evidence.count, before.excluded + excluded
         buffers = self._buffers(hook, statistics, before.buffers)
-        if buffers is None:
+        if buffers is None or not _are_finite(statistics.instances):
             status = "skipped: non-finite statistics"
             self.records[hook.index] = before._replace(count=count, excluded=excluded, status=status)
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
-        status = "adapted" if diagnostics is None else diagnostics.status
+        instances = None
         if statistics.instances is not None:
+            instances = self._instance_map(hook, statistics.instances, buffers, evidence.instances, x, kept)
+        status = "adapted" if diagnostics is None else diagnostics.status
+        if instances is not None:
             status += ", per instance"
         self.records[hook.index] = Record(state, buffers, count, excluded, status, diagnostics)
         hook.site.write(*buffers)
-        if statistics.instances is None:
-            return None
-        return _instance_map(x, statistics.instances, buffers, hook.source, kept)
+        return instances
 
     def _buffers(self, hook: SiteHook, statistics: Statistics, in_use: Buffers) -> Buffers | None:
         mean, variance = statistics.mean, statistics.variance
@@ -93,27 +97,43 @@ class Pass:
             )
         like = hook.original[0]
         written = mean.to(like), variance.to(like)
-        if math.isfinite(float((written[0] + written[1]).sum())):
+        if math.isfinite(float((written[0] + written[1].sqrt()).sum())):
             return written
-        # Not finite, or only too large for the layer's dtype.
-        if not bool(torch.isfinite(mean.sum() + variance.sum())):
+        # Not finite or negative, or only too large for the layer's dtype.
+        if not bool((mean.isfinite() & variance.isfinite() & (variance >= 0)).all()):
             return None
         largest = torch.finfo(like.dtype).max
-        return mean.clamp(-largest, largest).to(like), variance.clamp(0, largest).to(like)
+        return mean.clamp(-largest, largest).to(like), variance.clamp(max=largest).to(like)
+
+    def _instance_map(
+        self,
+        hook: SiteHook,
+        instances: tuple[Tensor, Tensor],
+        buffers: Buffers,
+        measured: InstanceMoments,
+        x: Tensor,
+        kept: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and offset (n, C) that give each instance its own statistics under a layer that uses common ones."""
+        mean, variance = instances
+        if mean.shape != measured.mean.shape or variance.shape != measured.mean.shape:
+            raise ValueError(
+                f"{type(self.policy).__name__}.step() must return per-instance statistics of shape "
+                f"{tuple(measured.mean.shape)} for {hook.site.name!r}; got {tuple(mean.shape)} and "
+                f"{tuple(variance.shape)}"
+            )
+        eps = hook.source.eps
+        scale = ((buffers[1].double() + eps) / (variance + eps).clamp_min(1e-300)).sqrt()
+        offset = buffers[0].double() - mean * scale
+        if kept is not None:  # instances with NaN or Inf were not measured: leave them as they are
+            full = scale.new_ones(x.shape[0], scale.shape[1]), scale.new_zeros(x.shape[0], scale.shape[1])
+            full[0][kept], full[1][kept] = scale, offset
+            scale, offset = full
+        return scale.to(x.dtype), offset.to(x.dtype)
 
 
-def _instance_map(
-    x: Tensor, instances: tuple[Tensor, Tensor], buffers: Buffers, source: Source, kept: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Scale and offset (n, C) that give each instance its own statistics under a layer that uses the common ones."""
-    mean, variance = instances
-    scale = ((buffers[1].double() + source.eps) / (variance + source.eps).clamp_min(1e-300)).sqrt()
-    offset = buffers[0].double() - mean * scale
-    if kept is not None:  # instances with NaN or Inf were not measured: leave them as they are
-        full = scale.new_ones(x.shape[0], scale.shape[1]), scale.new_zeros(x.shape[0], scale.shape[1])
-        full[0][kept], full[1][kept] = scale, offset
-        scale, offset = full
-    return scale.to(x.dtype), offset.to(x.dtype)
+def _are_finite(instances: tuple[Tensor, Tensor] | None) -> bool:
+    return instances is None or math.isfinite(float((instances[0] + instances[1].sqrt()).sum()))
 
 
 def new_stream(policy: Any, hooks: list[SiteHook], composition: Composition) -> Stream:

@@ -12,6 +12,8 @@ from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
 
+_ABSURD = 1e30  # standard deviations: farther than anything real, near enough for its fourth power to be finite
+
 State: TypeAlias = Any
 """A policy's memory of one site: a NamedTuple or dict whose values are tensors and floats; () for none."""
 
@@ -116,8 +118,10 @@ def standardize(both: Tensor, source: Source) -> Tensor:
         (2, ..., C): row 0 (m - m_s)/sqrt(v_s + eps), row 1 the variance ratio (v + eps)/(v_s + eps).
     """
     if both.dim() == 2:
-        return torch.addcmul(source.offset, both, source.gain)
-    return torch.addcmul(source.offset.unsqueeze(1), both, source.gain.unsqueeze(1))
+        units = torch.addcmul(source.offset, both, source.gain)
+    else:
+        units = torch.addcmul(source.offset.unsqueeze(1), both, source.gain.unsqueeze(1))
+    return units.clamp_(-_ABSURD, _ABSURD)
 
 
 def unstandardize(location: Tensor, scale: Tensor, source: Source) -> tuple[Tensor, Tensor]:

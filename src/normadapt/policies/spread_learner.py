@@ -16,9 +16,12 @@ _PRIOR_VARIANCE = 0.1  # of v_s; half-log-variances likewise
 _PRIOR_DEGREES = 2.0
 _PRIOR_COUNT = 32.0  # instances that the prior is worth
 _SKETCH = 16
-_BOUND = 14.5  # times the expectation: where a gate of 5e-7 fires with two degrees of freedom
+_BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
+_ABSURD = 1000.0  # times the expectation: no domain lies there, a broken sensor does; such a batch teaches nothing
 _WINDOW_CENTRE = 8  # instances in the window from which its mean is a better centre than the batch's
-_LOOK_EVERY = 32  # instances: once the prior is outweighed it is enough to look at so many of a batch, or one in so many
+_LOOK_EVERY = (
+    32  # instances: once the prior is outweighed it is enough to look at so many of a batch, or one in so many
+)
 
 
 class Window(Protocol):
@@ -72,8 +75,8 @@ class LearnedSpread(NamedTuple):
     ) -> LearnedSpread:
         """The scatter after a batch.
 
-        A batch that jumped counts too, but with bounded influence: a stream that jumps again and again (runs of one
-        class) teaches that it scatters so, a new domain does not spoil what was learned.
+        Every batch has bounded influence, one that jumped too: a stream that jumps again and again (runs of one class)
+        teaches that it scatters so, a new domain does not spoil what was learned, and an absurd batch teaches nothing.
 
         Args:
             evidence: The batch.
@@ -81,7 +84,7 @@ class LearnedSpread(NamedTuple):
             ratio: The batch's variance (C,) over the source's.
             source: The site's source.
             memory: Instances after which old ones have faded.
-            jumped: Whether the batch lies too far from the window to belong to it.
+            jumped: Whether the batch lies too far from the window to belong to it; such a one is always looked at.
         """
         n = evidence.count
         if not jumped and self.count >= _PRIOR_COUNT and self.unseen + n < _LOOK_EVERY:
@@ -103,10 +106,11 @@ class LearnedSpread(NamedTuple):
             width = width_of(*window.moments.unbind())
         locations -= centre
         ratios.addcmul_(locations, locations).div_(width).sub_(1).mul_(0.5)
-        if jumped:
-            size = values.square().mean(1) @ source.channel_weight
-            known = self.spread.total @ source.channel_weight
-            values *= (_BOUND * known / size).clamp_max(1.0).sqrt().view(2, 1, 1)
+        size = values.square().mean(1) @ source.channel_weight
+        size /= self.spread.total @ source.channel_weight
+        if float(size.max()) > _ABSURD:
+            return self
+        values *= (_BOUND / size.clamp_min(1e-9)).clamp_max(1.0).sqrt().view(2, 1, 1)
         share = degrees / (min(self.count, max(memory - degrees, 0.0)) + degrees)
         projected = values @ _projection(source)
         total = torch.lerp(self.total, values.square_().sum(1).div_(degrees), share)
