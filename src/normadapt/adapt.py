@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normadapt import reporting
-from normadapt.errors import SnapshotError, UnsupportedLayerError
+from normadapt.errors import UnsupportedLayerError
 from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
 from normadapt.policies import Policy, Track
 from normadapt.predictions import Predictions, class_probabilities
 from normadapt.profile import SourceProfile
 from normadapt.report import Report
+from normadapt.resume import read_snapshot, take_snapshot
+from normadapt.settings import DEFAULT_STREAM, current, use
 from normadapt.sites import Fingerprint, fingerprint
-from normadapt.snapshots import flatten, map_tensors, rebuild, text
+from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
-from normadapt.streams import Pass, Record, Stream, initial_state, new_stream
-
-DEFAULT_STREAM = "default"
-
-
-class _Setting(NamedTuple):
-    """How the current thread or task uses one adapted model."""
-
-    stream: str = DEFAULT_STREAM
-    mode: str = "adapt"
-
-
-# Keyed by id(adapted). A context variable, so that threads and async tasks do not see each other's streams.
-_SETTINGS: contextvars.ContextVar[Mapping[int, _Setting] | None] = contextvars.ContextVar("normadapt", default=None)
+from normadapt.streams import Pass, Stream, new_stream
 
 
 class AdaptedModel(nn.Module):
@@ -92,30 +79,17 @@ class AdaptedModel(nn.Module):
 
     def paused(self) -> Any:
         """Context in which this thread's forward passes use the statistics as they are and change nothing."""
-        return self._setting(mode="paused")
+        return use(self, mode="paused")
 
     def as_source(self) -> Any:
         """Context in which this thread's forward passes answer exactly as the original in eval mode."""
-        return self._setting(mode="source")
+        return use(self, mode="source")
 
     def stream(self, name: str) -> Any:
         """Context in which this thread's forward passes belong to the stream `name`, with statistics of its own."""
         if not isinstance(name, str):
             raise ValueError(f"a stream's name must be a string; got {name!r}")
-        return self._setting(stream=name)
-
-    @contextmanager
-    def _setting(self, **changes: str) -> Iterator[AdaptedModel]:
-        settings = _SETTINGS.get() or {}
-        current = settings.get(id(self), _Setting())
-        token = _SETTINGS.set({**settings, id(self): current._replace(**changes)})
-        try:
-            yield self
-        finally:
-            _SETTINGS.reset(token)
-
-    def _current(self) -> _Setting:
-        return (_SETTINGS.get() or {}).get(id(self), _Setting())
+        return use(self, stream=name)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -132,7 +106,7 @@ class AdaptedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adapt to the batch, then answer it: one call of the model, with its own arguments."""
-        setting = self._current()
+        setting = current(self)
         with self._lock:
             for module in self._modules_in_eval:  # somebody may have reached inside and switched one
                 if module.training:
@@ -201,22 +175,12 @@ class AdaptedModel(nn.Module):
                 raise KeyError(f"no stream {stream!r}; there are {', '.join(map(repr, self._streams)) or 'none'}")
             for name in [stream] if stream is not None else list(self._streams):
                 del self._streams[name]
-            self._install(self._stream(self._current().stream))
+            self._install(self._stream(current(self).stream))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything that adapting has changed, as a plain dict of tensors: all streams, for `restore`."""
         with self._lock:
-            flat = flatten(str(self.fingerprint.digest), "model")
-            flat.update(flatten(self.fingerprint.model_name, "model_name"))
-            flat.update(flatten(type(self.policy).__name__, "policy"))
-            flat.update(flatten(self._profiled(), "profiled"))
-            flat.update(flatten(len(self._streams), "streams"))
-            for index, (name, stream) in enumerate(self._streams.items()):
-                flat.update(flatten(name, f"stream|{index}|name"))
-                flat.update(flatten(stream.composition, f"stream|{index}|composition"))
-                for hook, record in zip(self._hooks, stream.records, strict=True):
-                    flat.update(flatten(record, f"stream|{index}|site|{hook.site.name}"))
-            return flat
+            return take_snapshot(self.fingerprint, self.policy, self._hooks, self._streams)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `snapshot` gave; all of it or, on an error, nothing.
@@ -224,48 +188,25 @@ class AdaptedModel(nn.Module):
         Raises:
             SnapshotError: If the snapshot is of another model or policy, incomplete, or holds non-finite numbers.
         """
-        model, policy = text(state, "model"), text(state, "policy")
-        if model != self.fingerprint.digest:
-            other = Fingerprint(text(state, "model_name"), model)
-            raise SnapshotError(f"the snapshot was taken of {other}, this model was made from {self.fingerprint}")
-        if policy != type(self.policy).__name__:
-            raise SnapshotError(f"the snapshot was taken under {policy}, this model runs {type(self.policy).__name__}")
-        if rebuild(state, "profiled", None) != self._profiled():
-            words = ("without", "with") if self._profiled() else ("with", "without")
-            raise SnapshotError(f"the snapshot was taken {words[0]} a source profile, this model runs {words[1]} one")
-        streams: dict[str, Stream] = {}
         with outside_autograd():
-            for index in range(int(rebuild(state, "streams", None))):
-                composition = rebuild(state, f"stream|{index}|composition", Composition())
-                records = [self._restored(state, f"stream|{index}|site|{h.site.name}", h) for h in self._hooks]
-                streams[text(state, f"stream|{index}|name")] = Stream(records, composition)
+            streams = read_snapshot(state, self.fingerprint, self.policy, self._hooks)
         with self._lock:
             self._streams = streams
             self._move_streams()
-            self._install(self._stream(self._current().stream))
-
-    def _profiled(self) -> bool:
-        return any(hook.source.spread is not None for hook in self._hooks)
-
-    def _restored(self, state: Mapping[str, Tensor], prefix: str, hook: SiteHook) -> Record:
-        template = Record(initial_state(self.policy, hook.source), hook.original, 0, 0, "", reporting.NO_DIAGNOSTICS)
-        record: Record = rebuild(state, prefix, template)
-        if bool((record.buffers[1] < 0).any()):
-            raise SnapshotError(f"the snapshot holds a negative variance for {hook.site.name!r}")
-        return record
+            self._install(self._stream(current(self).stream))
 
     def freeze(self) -> nn.Module:
         """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared."""
         with self._lock:
-            self._install(self._stream(self._current().stream))
+            self._install(self._stream(current(self).stream))
             with outside_autograd():
                 return plain_copy(self.model)
 
     def report(self) -> Report:
         """What was seen and done at every site, in the current stream."""
-        name = self._current().stream
+        name = current(self).stream
         with self._lock:
-            adapting = self._adapting and self._current().mode == "adapt"
+            adapting = self._adapting and current(self).mode == "adapt"
             return reporting.describe(
                 self.fingerprint.model_name, self.policy, name, adapting, self._hooks, self._stream(name).records
             )
@@ -275,7 +216,7 @@ class AdaptedModel(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The original's keys, with the current stream's statistics in use."""
         with self._lock:
-            self._install(self._stream(self._current().stream))
+            self._install(self._stream(current(self).stream))
             return self.model.state_dict(*args, **kwargs)
 
     def _own_parameters(self, data: Callable[[Tensor], Tensor]) -> None:
@@ -327,14 +268,14 @@ def _prepare_load(adapted: AdaptedModel, state_dict: dict[str, Any], prefix: str
     state_dict.update({f"{prefix}model.{key[len(prefix) :]}": state_dict.pop(key) for key in keys})
     with outside_autograd():
         adapted._own_parameters(torch.clone)  # loading writes in place, and the original must not change
-        stream = adapted._stream(adapted._current().stream)
+        stream = adapted._stream(current(adapted).stream)
         for hook, record in zip(adapted._hooks, stream.records, strict=True):
             hook.site.write(record.buffers[0].clone(), record.buffers[1].clone())
 
 
 def _finish_load(adapted: AdaptedModel, _keys: Any) -> None:
     """After load_state_dict: what was loaded into the layers is in use in the current stream."""
-    name = adapted._current().stream
+    name = current(adapted).stream
     stream = adapted._stream(name)
     with outside_autograd():
         records = [

@@ -7,12 +7,9 @@ from torch import Tensor
 
 from normadapt.asymptotics.quadratic import tail_from_cumulants
 from normadapt.hooks import SiteHook
-from normadapt.policies.base import Diagnostics, Policy, standardize
+from normadapt.policies.base import Policy, standardize
 from normadapt.report import Report, SiteReport
 from normadapt.streams import Record
-
-NO_DIAGNOSTICS = Diagnostics(0.0, (0.0, 0.0), (0.0, 0.0), ((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), "")
-"""An empty one, for its shape."""
 
 
 def describe(
