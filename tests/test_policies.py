@@ -199,12 +199,22 @@ def test_the_first_batch_of_track_by_hand(shift):
     profile = na.profile_source(layer, [data(400, seed=9)])
     adapted = na.adapt(layer, profile)
     adapted(x)
-    d, r, w = observed(layer, profile, x)
+    site = profile.sites[""]
+    total, w = site.between + site.within, GAMMA.double() ** 2
+    mean, variance = batch_moments(x)
+    spread = site.variance + layer.eps  # Track measures from what source data are, not from the running statistics
+    ratio = (variance + layer.eps) / spread + total[0] / 12
+    d = torch.stack(((mean - site.mean) / spread.sqrt(), ratio.log() / 2))
+    r = total * (1 / 12 + 1 / 400)
     excess = ((d**2 - r) @ w / w.sum()).clamp_min(0)
     scale_moved = bool(adapted.report().sites[0].variance_weight > 0)
     excess = excess * torch.tensor([1.0, float(scale_moved)])  # the gate on the scale may hold it at the source
     weight = excess.unsqueeze(1) / (excess.unsqueeze(1) + r)
-    assert_uses(adapted, *applied(layer, weight * d))
+    location, root = (weight * d)[0], (weight * d)[1].exp()
+    m_s, v_s = layer.running_mean, layer.running_var + layer.eps
+    # (m - M)/sqrt(V) = (m_p - m_s)/sqrt(v_s): the output has the moments that it has on source data
+    expected = m_s + location * spread.sqrt() + (site.mean - m_s) * (1 - root), root**2 * v_s - layer.eps
+    assert_uses(adapted, *expected)
     assert adapted.report().sites[0].mean_weight > 0.5
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.errors import UnsupportedLayerError
-from normadapt.policies.base import Source
+from normadapt.policies.base import Source, units_about
 from normadapt.profile import SourceProfile
 from normadapt.sites import Site, find_sites, layer_input, shared_copy
 
@@ -111,24 +111,22 @@ def _make_hook(index: int, site: Site, profile: SourceProfile | None) -> SiteHoo
         mean, variance = measured.mean.to(like), measured.variance.to(like)
         site.module._non_persistent_buffers_set |= {"running_mean", "running_var"}  # state_dict keys stay
     m_s, v_s = mean.detach().double(), variance.detach().double()
-    precision = 1 / (v_s + site.eps).clamp_min(1e-30)
-    deviation = precision.rsqrt()
     source = Source(
         name=site.name,
         mean=m_s,
         variance=v_s,
         eps=site.eps,
         channel_weight=weight,
-        deviation=deviation,
-        precision=precision,
-        floor=site.eps * precision,
-        gain=torch.stack((1 / deviation, precision)),
-        offset=torch.stack((-m_s / deviation, site.eps * precision)),
         share=weight / weight.sum(),
         sum_weight=(float(weight.sum()), float((weight * weight).sum())),
         spread=None if measured is None else measured.spread(weight),
         class_frequencies=None if profile is None else profile.class_frequencies,
+        units=units_about(m_s, v_s, m_s, v_s, site.eps),
     )
+    if measured is not None:
+        about = measured.mean.to(m_s), measured.variance.to(m_s)
+        aligned = units_about(*about, m_s, v_s, site.eps)._replace(uncertainty=1 / measured.count)
+        source = source._replace(aligned=aligned)
     return SiteHook(index, site, source, (mean, variance))
 
 

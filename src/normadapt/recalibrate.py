@@ -72,7 +72,7 @@ class _Tally:
         self._sums: Tensor | None = None
 
     def add(self, evidence: Evidence, source: Source) -> None:
-        u, r = standardize(evidence.instances.values, source).unbind()
+        u, r = standardize(evidence.instances.values, source.units).unbind()
         r = r + u * u
         sums = torch.stack([t.sum(0) for t in (u, r, u * u, r * r, u * r)])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -233,7 +233,7 @@ def _size(move: LocationScale, source: Source) -> float:
 def _as_buffers(difference: LocationScale, hook: SiteHook) -> tuple[Tensor, Tensor]:
     like = hook.original[0]
     largest = torch.finfo(like.dtype).max
-    mean, variance = unstandardize(difference[0], difference[1], hook.source)
+    mean, variance = unstandardize(difference[0], difference[1], hook.source, hook.source.units)
     return mean.clamp(-largest, largest).to(like), variance.clamp(max=largest).to(like)
 
 

@@ -31,7 +31,7 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
     weight = source.channel_weight
     effective = probability = mean_weight = variance_weight = None
     if told is None:
-        location, ratio = standardize(torch.stack(record.buffers).double(), source).unbind()
+        location, ratio = standardize(torch.stack(record.buffers).double(), source.units).unbind()
         squared = float((location.square() + (ratio.log() / 2).square()) @ weight)
     else:
         squared = sum(told.shift)

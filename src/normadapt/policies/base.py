@@ -18,6 +18,25 @@ State: TypeAlias = Any
 """A policy's memory of one site: a NamedTuple or dict whose values are tensors and floats; () for none."""
 
 
+class Units(NamedTuple):
+    """How statistics are brought to units of a layer's output about a point of reference, and back.
+
+    Args:
+        precision: 1/(v + eps) (C,) of the reference's variance v.
+        gain, offset: The affine map (2, C) there: see `standardize`.
+        back: sqrt(v + eps), and v_s + eps (2, C): see `unstandardize`.
+        misfit: Mean of the reference minus m_s (C,).
+        uncertainty: 1/(instances behind the reference), for its own sampling variance; 0 where it counts as exact.
+    """
+
+    precision: PerChannel
+    gain: LocationScale
+    offset: LocationScale
+    back: LocationScale
+    misfit: PerChannel
+    uncertainty: float
+
+
 class Source(NamedTuple):
     """What is known of a site before any test data.
 
@@ -27,14 +46,13 @@ class Source(NamedTuple):
         variance: Source variance v_s (C,), float64, as the layer normalizes with it.
         eps: What the layer adds to the variance.
         channel_weight: gamma^2 (C,): how much of a channel's error reaches the output.
-        deviation: sqrt(v_s + eps) (C,).
-        precision: 1/(v_s + eps) (C,).
-        floor: eps/(v_s + eps) (C,), the least variance ratio.
-        gain, offset: The affine map (2, C) from a mean and variance to units of the output: see `standardize`.
         share: channel_weight over its sum (C,).
         sum_weight: sum of channel_weight and of its square.
         spread: Scatter of one source instance, from a profile; None without one.
         class_frequencies: Predicted class frequencies of the source (K,), from a profile; None without one.
+        units: Units of the output about m_s and v_s.
+        aligned: The same about the moments that source data really have, from a profile; None without one. They differ
+            from the running statistics, which were averaged over training batches of an unfinished network.
     """
 
     name: str
@@ -42,15 +60,12 @@ class Source(NamedTuple):
     variance: PerChannel
     eps: float
     channel_weight: PerChannel
-    deviation: PerChannel
-    precision: PerChannel
-    floor: PerChannel
-    gain: LocationScale
-    offset: LocationScale
     share: PerChannel
     sum_weight: Pair
     spread: Spread | None
     class_frequencies: PerClass | None
+    units: Units
+    aligned: Units | None = None
 
 
 class Diagnostics(NamedTuple):
@@ -64,6 +79,8 @@ class Diagnostics(NamedTuple):
         cumulants: First two cumulants of `squared` if there were no shift, for location and for scale.
         weight: Weights (2, C) or scalars on the test mean and test variance.
         status: One or two words: "source", "tracking", "new window", ...
+        noise: Sampling variance (2, C) of the evidence, R; None where no weight is on it.
+        projections: Recent instances along the direction of the shift (2, k), for intervals; None if not kept.
     """
 
     effective_count: float
@@ -72,6 +89,8 @@ class Diagnostics(NamedTuple):
     cumulants: tuple[Pair, Pair]
     weight: LocationScale | tuple[float, float]
     status: str
+    noise: LocationScale | None = None
+    projections: Tensor | None = None
 
 
 class Statistics(NamedTuple):
@@ -111,24 +130,61 @@ class Policy:
         raise TypeError(f"{type(self).__name__} must define step(state, evidence, source) -> (state, Statistics)")
 
 
-def standardize(both: Tensor, source: Source) -> Tensor:
-    """A mean and a variance (2, ..., C) in units of the layer's output about the source.
+def units_about(mean: PerChannel, variance: PerChannel, m_s: PerChannel, v_s: PerChannel, eps: float) -> Units:
+    """Units of the output about a reference mean and variance (C,), for a layer with source statistics m_s, v_s."""
+    precision = 1 / (variance + eps).clamp_min(1e-30)
+    return Units(
+        precision,
+        gain=torch.stack((precision.sqrt(), precision)),
+        offset=torch.stack((-mean * precision.sqrt(), eps * precision)),
+        back=torch.stack((precision.rsqrt(), v_s + eps)),
+        misfit=mean - m_s,
+        uncertainty=0.0,
+    )
+
+
+def standardize(both: Tensor, units: Units) -> Tensor:
+    """A mean and a variance (2, ..., C) in units of the layer's output about the reference.
 
     Returns:
-        (2, ..., C): row 0 (m - m_s)/sqrt(v_s + eps), row 1 the variance ratio (v + eps)/(v_s + eps).
+        (2, ..., C): row 0 (m - m_r)/sqrt(v_r + eps), row 1 the variance ratio (v + eps)/(v_r + eps).
     """
     if both.dim() == 2:
-        units = torch.addcmul(source.offset, both, source.gain)
+        values = torch.addcmul(units.offset, both, units.gain)
     else:
-        units = torch.addcmul(source.offset.unsqueeze(1), both, source.gain.unsqueeze(1))
-    return units.clamp_(-_ABSURD, _ABSURD)
+        values = torch.addcmul(units.offset.unsqueeze(1), both, units.gain.unsqueeze(1))
+    return values.clamp_(-_ABSURD, _ABSURD)
 
 
-def unstandardize(location: Tensor, scale: Tensor, source: Source) -> tuple[Tensor, Tensor]:
-    """Mean and variance at a location and half-log-variance (..., C) from the source: the inverse of `standardize`."""
-    mean = torch.addcmul(source.mean, location, source.deviation)
-    ratio = (scale * 2).exp_()
-    return mean, ratio.sub_(source.floor).clamp_min_(0.0).div_(source.precision)
+def unstandardize(location: Tensor, scale: Tensor, source: Source, units: Units) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance to normalize with at a shift (..., C) of location and half-log-variance from the reference.
+
+    They give the layer's output the moments that it has at the reference:
+    $(m - M)/\sqrt{V} = (m_r - m_s)/\sqrt{v_s}$ and $v/V = v_r/v_s$. So no shift gives exactly m_s and v_s, and with
+    m_s and v_s for a reference the result is m and v themselves.
+    """
+    root = scale.exp()
+    mean = torch.addcmul(source.mean + units.misfit, location, units.back[0]).addcmul_(units.misfit, root, value=-1)
+    return mean, root.square_().mul_(units.back[1]).sub_(source.eps).clamp_min_(0.0)
+
+
+def project(evidence: Evidence, shift: LocationScale, squared: Pair, weight: PerChannel, units: Units) -> Tensor:
+    """Each instance's location and half-log-variance along the direction of a shift (2, n), in output units.
+
+    Args:
+        evidence: The batch.
+        shift: The shift d (2, C).
+        squared: Its squared length sum_c w_c d_c^2, for location and for scale.
+        weight: gamma^2 (C,).
+        units: Units in which the shift is.
+    """
+    values = standardize(evidence.instances.values, units)
+    locations, ratios = values.unbind()
+    deviation = locations - shift[0]
+    ratios.addcmul_(deviation, deviation).div_(2 * (2 * shift[1]).exp())  # the influence on the half-log-variance
+    lengths = shift.new_tensor(squared).clamp_min(1e-300).sqrt().unsqueeze(1)
+    direction = shift * weight / lengths
+    return (values @ direction.unsqueeze(2)).squeeze(2)
 
 
 def pair(values: Tensor) -> Pair:

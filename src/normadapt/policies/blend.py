@@ -59,14 +59,15 @@ class Blend(Policy):
         n = evidence.count
         spread = source.spread or _spread_of_batch(evidence, source)
         effective = float(n) if evidence.composition is None else evidence.composition.effective_count(n)
-        noise = spread.sampling_variance(1 / effective, 1 / n)
-        location, ratio = standardize(evidence.both, source).unbind()
+        between, within = 1 / effective, 1 / n
+        noise = spread.sampling_variance(between, within)
+        location, ratio = standardize(evidence.both, source.units).unbind()
         shift = torch.stack((location, (ratio + spread.location / n).log() / 2))
         squares = shift * shift
 
         weight = source.channel_weight
         squared = pair(squares @ weight)
-        cumulants = spread.cumulants(1 / effective, 1 / n, (0.0, 0.0), source.sum_weight)
+        cumulants = spread.cumulants(between, within, (0.0, 0.0), source.sum_weight)
         expected = (cumulants[0][0], cumulants[1][0])
         carry = None
         if self.pooling == "channel":
@@ -78,7 +79,7 @@ class Blend(Policy):
             shares = [max(1 - r / d, 0.0) if d > 0 else 0.0 for d, r in zip(total.squared, total.noise, strict=True)]
             weights = shift.new_tensor(shares).unsqueeze(1).expand_as(shift)
         use = weights * shift
-        mean, variance = unstandardize(use[0], use[1], source)
+        mean, variance = unstandardize(use[0], use[1], source, source.units)
         excess = (max(squared[0] - expected[0], 0.0), max(squared[1] - expected[1], 0.0))
         diagnostics = Diagnostics(
             spread.instance[0][0] / expected[0] if expected[0] > 0 else float(n),
@@ -93,7 +94,7 @@ class Blend(Policy):
 
 def _spread_of_batch(evidence: Evidence, source: Source) -> Spread:
     """Without a profile: the batch's own scatter, shrunk to the prior as strongly as a stream's is."""
-    ratio = standardize(evidence.both, source)[1]
+    ratio = standardize(evidence.both, source.units)[1]
     return LearnedSpread.empty(source).learn(evidence, None, ratio, source, float("inf")).spread
 
 

@@ -31,12 +31,12 @@ def instance_statistics(
         probability: Tail probability of H below which the batch counts as mixed.
     """
     n = evidence.count
-    weight, sum_weight = source.channel_weight, source.sum_weight[0]
+    weight, sum_weight, units = source.channel_weight, source.sum_weight[0], source.aligned or source.units
     (expected, square), (expected_scale, square_scale) = spread.instance
-    scatter = float((evidence.scatter * source.precision) @ weight) * n / (n - 1)
+    scatter = float((evidence.scatter * units.precision) @ weight) * n / (n - 1)
     mixed_location = tail_is_below(scatter, expected, square / (n - 1), probability)
     own: Tensor | float = 0.0
-    rest, ratios = standardize(evidence.instances.values, source).unbind()
+    rest, ratios = standardize(evidence.instances.values, units).unbind()
     rest -= use[0]
     if mixed_location:
         prior = (scatter - expected) / sum_weight
@@ -51,4 +51,4 @@ def instance_statistics(
     if mixed_scale:
         prior = (scatter - expected_scale) / sum_weight
         own_scale = (logs / 2 - use[1]) * (prior / (prior + spread.total[1]))
-    return unstandardize((use[0] + own).expand_as(logs), (use[1] + own_scale).expand_as(logs), source)
+    return unstandardize((use[0] + own).expand_as(logs), (use[1] + own_scale).expand_as(logs), source, units)

@@ -59,7 +59,7 @@ class LearnedSpread(NamedTuple):
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:
         """Nothing learned: the prior."""
-        zeros = torch.zeros_like(source.offset)
+        zeros = torch.zeros_like(source.units.offset)
         sketch = zeros.new_zeros(2, _SKETCH, _SKETCH)
         return cls(0.0, 0.0, zeros, sketch, _shrunk(0.0, zeros, sketch, source))
 
@@ -97,7 +97,7 @@ class LearnedSpread(NamedTuple):
         if self.count >= _PRIOR_COUNT and n >= 2 * _LOOK_EVERY:
             instances = instances[:, :: n // _LOOK_EVERY]
             degrees += instances.shape[1] - n
-        values = standardize(instances, source)
+        values = standardize(instances, source.units)
         locations, ratios = values.unbind()
         if window is None or own_centre:
             centre, width = locations.mean(0), ratio.clamp_min(1e-12)

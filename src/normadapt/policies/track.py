@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from normadapt.policies.base import (
     Diagnostics,
@@ -19,6 +20,7 @@ from normadapt.policies.base import (
     Statistics,
     are_below,
     pair,
+    project,
     standardize,
     unstandardize,
 )
@@ -29,6 +31,9 @@ from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
 
 _REFRESH = 0.1  # the weights are computed again when so much of the window is new: they hardly move before
+
+
+_KEPT = 48  # instances of earlier batches whose projections are kept
 
 
 class TrackState(NamedTuple):
@@ -42,6 +47,7 @@ class TrackState(NamedTuple):
         uncertainty: Mean sampling variance of `use` over channels, P, as (location, scale).
         spread: Scatter learned from the stream; None where a profile knows it.
         pending: Instances in the window that `use` does not know of yet.
+        projections: Some of the window's instances along the direction of its shift (2, k), for the report's intervals.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -51,6 +57,7 @@ class TrackState(NamedTuple):
     uncertainty: Pair
     spread: LearnedSpread | None
     pending: float
+    projections: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Track(Policy):
 
     memory: float = 1000.0
     jump_probability: float = 5e-7
-    significance: float = 0.05
+    significance: float = 0.01
     mixed_probability: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -93,7 +100,7 @@ class Track(Policy):
         zeros = torch.zeros_like(source.mean)
         learned = LearnedSpread.empty(source) if source.spread is None else None
         none = torch.stack((zeros, zeros))
-        return TrackState(0.0, none, zeros.new_zeros(0), none, (0.0, 0.0), learned, 0.0)
+        return TrackState(0.0, none, zeros.new_zeros(0), none, (0.0, 0.0), learned, 0.0, none[:, :0])
 
     def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
         """One batch: test for a jump, pool, weigh, and split the batch if it is mixed."""
@@ -103,9 +110,9 @@ class Track(Policy):
         spread = source.spread if state.spread is None else state.spread.spread
         if spread is None:
             raise ValueError(f"Track's state of {source.name!r} was made with a source profile, and there is none")
-        weight, sum_weight = source.channel_weight, source.sum_weight
+        weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
 
-        batch = standardize(evidence.both, source)
+        batch = standardize(evidence.both, units)
         location, ratio = batch.unbind()
         jumped = state.count > 0 and self._jumped(state, location, ratio, effective, n, spread, source)
         classes, imbalance = state.classes, 0.0
@@ -135,28 +142,34 @@ class Track(Policy):
         if classes.numel() > 0 and composition is not None:
             inverse = max(1 / count, imbalance * (kept / count) ** 2 + share * share / effective)
         shift = torch.stack((mean, width.log_().mul_(0.5)))
-        cumulants = spread.cumulants(inverse, 1 / count, (0.0, 0.0), sum_weight)
+        inverse += units.uncertainty
+        within = 1 / count + units.uncertainty
+        cumulants = spread.cumulants(inverse, within, (0.0, 0.0), sum_weight)
         squared = pair((shift * shift) @ weight)
         excess = (max(squared[0] - cumulants[0][0], 0.0), max(squared[1] - cumulants[1][0], 0.0))
         significant = are_below(squared, cumulants, self.significance)
         prior = [e / sum_weight[0] if yes else 0.0 for e, yes in zip(excess, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
+        noise = None
         if prior[0] == prior[1] == 0.0:
             use, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
             m_use, v_use = source.mean, source.variance
         else:
-            noise = spread.sampling_variance(inverse, 1 / count)
+            noise = spread.sampling_variance(inverse, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
             weights = spare / (spare + noise)
             use = weights * shift
-            uncertainty = pair(noise.mul_(weights) @ source.share)
-            m_use, v_use = unstandardize(use[0], use[1], source)
+            uncertainty = pair((noise * weights) @ source.share)
+            m_use, v_use = unstandardize(use[0], use[1], source, units)
 
         status = "new window" if jumped else "tracking" if any(prior) else "source"
         expected = cumulants[0][0]
         worth = min(spread.instance[0][0] / expected, count) if expected > 0 else count
-        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status)
-        after = TrackState(count, moments, classes, use, uncertainty, learned, 0.0)
+        seen = project(evidence, shift, squared, weight, units)
+        if not jumped:
+            seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
+        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
+        after = TrackState(count, moments, classes, use, uncertainty, learned, 0.0, seen)
         return after, Statistics(m_use, v_use, self._split(evidence, use, source), diagnostics)
 
     def _split(self, evidence: Evidence, use: LocationScale, source: Source) -> tuple[PerInstance, PerInstance] | None:
