@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _LONGEST_NAME = 36
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+class RiskParts(NamedTuple):
+    """Estimated squared error of a site's statistics in squared units of its output, per channel: a sum of three.
+
+    Args:
+        bias_squared: From what the weight leaves of the shift.
+        variance: From the sampling of the evidence.
+        skewness: Of higher order: from the correlation of the evidence with its own estimated error.
+    """
+
+    bias_squared: float
+    variance: float
+    skewness: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,9 @@ class SiteReport:
             scale's, times two); None when the policy does not test.
         mean_weight: Weight on the test mean, averaged over channels by gamma^2; None when the policy does not say.
         variance_weight: Likewise on the test variance.
+        mean_weight_interval, variance_weight_interval: 95 % intervals of the weights, studentized with skewness and
+            kurtosis of the instances; None while too few instances are known.
+        risk: Parts of the estimated squared error; None when the policy does not say.
         status: "source", "tracking", "new window", "skipped: non-finite input", ...
         excluded: Instances left out because their activations were not finite.
     """
@@ -40,6 +64,9 @@ class SiteReport:
     variance_weight: float | None
     status: str
     excluded: int
+    mean_weight_interval: Interval | None = None
+    variance_weight_interval: Interval | None = None
+    risk: RiskParts | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +91,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers and None, ready for JSON."""
-        return {**asdict(self), "sites": [asdict(site) for site in self.sites]}
+        return {**asdict(self), "sites": [_plain(site) for site in self.sites]}
 
     def __str__(self) -> str:
         profile = "with a source profile" if self.profiled else "without a source profile"
@@ -78,11 +105,17 @@ class Report:
         return "\n".join([head, "", lines[0], rule, *lines[1:]])
 
 
-_HEADINGS = ("layer", "kind", "ch", "seen", "eff. n", "shift", "tail prob.", "w(mean)", "w(var)", "status")
+def _plain(site: SiteReport) -> dict[str, Any]:
+    named = {"mean_weight_interval", "variance_weight_interval", "risk"}
+    values = {key: getattr(site, key) for key in site.__dataclass_fields__}
+    return {k: v._asdict() if k in named and v is not None else v for k, v in values.items()}
+
+
+_HEADINGS = ("layer", "kind", "ch", "seen", "eff. n", "shift", "tail prob.", "w(mean)", "w(var)", "risk", "status")
 
 
 def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in (0, 1, 9) else cell.rjust(width)
+    return cell.ljust(width) if column in (0, 1, len(_HEADINGS) - 1) else cell.rjust(width)
 
 
 def _row(site: SiteReport) -> tuple[str, ...]:
@@ -96,10 +129,18 @@ def _row(site: SiteReport) -> tuple[str, ...]:
         _number(site.effective_count, "{:.1f}"),
         f"{site.shift:.3f}",
         format_probability(site.tail_probability),
-        _number(site.mean_weight, "{:.2f}"),
-        _number(site.variance_weight, "{:.2f}"),
+        format_weight(site.mean_weight, site.mean_weight_interval),
+        format_weight(site.variance_weight, site.variance_weight_interval),
+        _number(None if site.risk is None else sum(site.risk), "{:.1e}"),
         status,
     )
+
+
+def format_weight(weight: float | None, interval: Interval | None) -> str:
+    """A weight for a table, with its interval where there is one: "0.73 (0.61-0.80)"."""
+    if weight is None:
+        return "-"
+    return f"{weight:.2f}" if interval is None else f"{weight:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from normadapt.asymptotics.quadratic import tail_from_cumulants
+from normadapt.confidence import risk_parts, weight_interval
 from normadapt.hooks import SiteHook
 from normadapt.policies.base import Policy, standardize
-from normadapt.report import Report, SiteReport
+from normadapt.report import Interval, Report, SiteReport
 from normadapt.streams import Record
 
 
@@ -29,7 +30,8 @@ def describe(
 def _site_report(hook: SiteHook, record: Record) -> SiteReport:
     site, source, told = hook.site, hook.source, record.diagnostics
     weight = source.channel_weight
-    effective = probability = mean_weight = variance_weight = None
+    effective = probability = mean_weight = variance_weight = risk = None
+    intervals: tuple[Interval | None, Interval | None] = (None, None)
     if told is None:
         location, ratio = standardize(torch.stack(record.buffers).double(), source.units).unbind()
         squared = float((location.square() + (ratio.log() / 2).square()) @ weight)
@@ -41,6 +43,8 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
         )
         probability = min(1.0, 2 * float(tails.min()))
         mean_weight, variance_weight = (_average(w, weight) for w in told.weight)
+        intervals = weight_interval(told, 0, source), weight_interval(told, 1, source)
+        risk = risk_parts(told, source)
     return SiteReport(
         name=site.name or type(site.module).__name__,
         kind=site.kind,
@@ -53,6 +57,9 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
         variance_weight=variance_weight,
         status=record.status,
         excluded=record.excluded,
+        mean_weight_interval=intervals[0],
+        variance_weight_interval=intervals[1],
+        risk=risk,
     )
 
 
