@@ -29,8 +29,8 @@ def weight_interval(told: Diagnostics, row: int, source: Source) -> Interval | N
         source: The site's source, for the weights w = gamma^2.
 
     Returns:
-        (low, high), or None where fewer than eight instances or less than two effective ones are behind it. The lower
-        end is 0 while the shift is not significant.
+        (low, high), or None where fewer than eight instances or less than two effective ones are behind it. A gate, a
+        criterion or a pooling that holds the weight in use elsewhere widens the interval to it.
 
     References:
         Studentized expansion: Hall (1992), The Bootstrap and Edgeworth Expansion, 2.6; its use here is this project's.
@@ -52,8 +52,11 @@ def weight_interval(told: Diagnostics, row: int, source: Source) -> Interval | N
         return prior / (prior + noise / total) if noise > 0 else float(prior > 0)
 
     low, middle, high = weight(ends[0]), weight(length), weight(ends[1])
-    kept = isinstance(told.weight, tuple) or not bool((told.weight[row] > 0).any())  # held at the source by its gate
-    return Interval(0.0 if kept else min(low, middle), max(high, middle))
+    if isinstance(told.weight, tuple):
+        used = told.weight[row]
+    else:
+        used = float(told.weight[row] @ source.channel_weight) / total
+    return Interval(min(low, middle, used), max(high, middle, used))
 
 
 def risk_parts(told: Diagnostics, source: Source) -> RiskParts:

@@ -7,12 +7,24 @@ from typing import NamedTuple
 
 import torch
 
-from normadapt.policies.base import Diagnostics, Policy, Source, State, Statistics, pair, standardize, unstandardize
+from normadapt.policies.base import (
+    Diagnostics,
+    Policy,
+    Source,
+    State,
+    Statistics,
+    pair,
+    project,
+    standardize,
+    unstandardize,
+)
+from normadapt.policies.criteria import for_output, for_tail
+from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
 
-_CRITERIA = ("mse",)
+_CRITERIA = ("mse", "output", "tail")
 _POOLING = ("channel", "layer", "model")
 
 
@@ -33,10 +45,15 @@ class Blend(Policy):
     and for half-log-variances. The sums run over one channel, a layer, or all layers up to this one.
 
     Args:
-        criterion: "mse", the mean squared error of the statistics in units of the output.
+        criterion: "mse", the mean squared error of the statistics in units of the output; "output", the layer's output
+            itself, with the coupling of mean and variance by skewness; "tail", the MSE weight, but no larger than what
+            makes a channel worse by more than `tolerance` with at most `probability`.
         pooling: "channel": a weight for each channel alone (costs up to 1.45 times the risk of a fixed choice,
             oracle O9a); "layer": one weight for all channels of a site; "model": one weight from this site and all
             before it in the forward pass (what later sites will show is not known yet).
+        tolerance: Of "tail": additional error of a channel's location, in standard deviations, or half-log-variance.
+        probability: Of "tail": accepted probability of more than that, in (0, 1).
+        location: "mean", or "huber": a robust location of the instance means, for batches with outliers.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -48,15 +65,25 @@ class Blend(Policy):
 
     criterion: str = "mse"
     pooling: str = "layer"
+    tolerance: float = 0.1
+    probability: float = 0.05
+    location: str = "mean"
 
     def __post_init__(self) -> None:
         for name, known in (("criterion", _CRITERIA), ("pooling", _POOLING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {getattr(self, name)!r}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be at least 0; got {self.tolerance!r}")
+        if not 0 < self.probability < 1:
+            raise ValueError(f"probability must lie between 0 and 1; got {self.probability!r}")
+        check_location(self.location)
 
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
         """The weight of this batch, and the statistics it gives."""
         n = evidence.count
+        if self.location == "huber":
+            evidence = with_huber_location(evidence)
         spread = source.spread or _spread_of_batch(evidence, source)
         effective = float(n) if evidence.composition is None else evidence.composition.effective_count(n)
         between, within = 1 / effective, 1 / n
@@ -78,6 +105,10 @@ class Blend(Policy):
                 total = carry = _merged(total, evidence.upstream)
             shares = [max(1 - r / d, 0.0) if d > 0 else 0.0 for d, r in zip(total.squared, total.noise, strict=True)]
             weights = shift.new_tensor(shares).unsqueeze(1).expand_as(shift)
+        if self.criterion == "output":
+            weights = for_output(weights, shift, noise, evidence, source.units)
+        elif self.criterion == "tail":
+            weights = for_tail(weights, shift, noise, evidence, source.units, self.tolerance, self.probability)
         use = weights * shift
         mean, variance = unstandardize(use[0], use[1], source, source.units)
         excess = (max(squared[0] - expected[0], 0.0), max(squared[1] - expected[1], 0.0))
@@ -88,6 +119,8 @@ class Blend(Policy):
             cumulants,
             weights,
             "blending",
+            noise,
+            project(evidence, shift, squared, weight, source.units),
         )
         return state, Statistics(mean, variance, diagnostics=diagnostics, carry=carry)
 

@@ -25,6 +25,7 @@ from normadapt.policies.base import (
     unstandardize,
 )
 from normadapt.policies.mixed import instance_statistics
+from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, width_of
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
@@ -74,6 +75,7 @@ class Track(Policy):
         significance: The source's statistics are kept while the window's shift is more probable than this by chance.
         mixed_probability: Instances are normalized one by one when their scatter within a batch is less probable
             than this; needs a profile and batches of three or more.
+        location: "mean", or "huber": a robust location of each batch's instance means, for streams with outliers.
 
     Raises:
         ValueError: If a probability is not in (0, 1) or the memory is below 1.
@@ -86,6 +88,7 @@ class Track(Policy):
     jump_probability: float = 5e-7
     significance: float = 0.01
     mixed_probability: float = 1e-3
+    location: str = "mean"
 
     def __post_init__(self) -> None:
         if not self.memory >= 1:
@@ -94,6 +97,7 @@ class Track(Policy):
             value = getattr(self, name)
             if not 0 < value < 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+        check_location(self.location)
 
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
@@ -105,6 +109,8 @@ class Track(Policy):
     def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
         """One batch: test for a jump, pool, weigh, and split the batch if it is mixed."""
         n = evidence.count
+        if self.location == "huber":
+            evidence = with_huber_location(evidence)
         composition = evidence.composition
         effective = float(n) if composition is None else composition.effective_count(n)
         spread = source.spread if state.spread is None else state.spread.spread
