@@ -7,8 +7,7 @@ from normadapt.profile import SourceProfile
 from normadapt.profiling import profile_source
 from normadapt.recalibrate import recalibrate
 from normadapt.statistics import Evidence
-
-__version__ = "0.1.0.dev0"
+from normadapt.version import __version__
 
 __all__ = [
     "AdaptedModel",
@@ -18,6 +17,7 @@ __all__ = [
     "SourceProfile",
     "Statistics",
     "Track",
+    "__version__",
     "adapt",
     "baselines",
     "profile_source",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -14,23 +13,25 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.markup import escape
-from safetensors.torch import save_file
 from torch import nn
 from typer.core import TyperGroup
 
-from normadapt import __version__, baselines
+from normadapt import baselines
 from normadapt.adapt import adapt
 from normadapt.answers import answer_stream
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
+from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
 from normadapt.policies import Blend, Policy, Track
 from normadapt.profile import SourceProfile
 from normadapt.profiling import profile_source
 from normadapt.progress import progress_bar
 from normadapt.recalibrate import Recalibration, RecalibrationProgress
 from normadapt.recalibrate import recalibrate as recalibrate_model
+from normadapt.simulate import EXPERIMENTS, run_simulation
 from normadapt.specs import Data, load_data, load_model, resplit
-from normadapt.tables import demo_findings, demo_notes, demo_table, report_table
+from normadapt.tables import claims_table, demo_findings, demo_notes, demo_table, report_table
+from normadapt.version import __version__
 
 
 class _Commands(TyperGroup):
@@ -103,13 +104,13 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """A digit classifier trained on USPS meets MNIST digits under five conditions."""
-    file = _folder(out) / "demo.json"
+    file = folder(out) / "demo.json"
     with progress_bar("demo", "images") as advance:
         result = run_demo(seed=seed, progress=advance)
-    plain = _plain(result.to_dict())
-    file.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    values = plain(result.to_dict())
+    file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     if as_json:
-        _print_json(plain)
+        print_json(values)
         return
     console = Console()
     console.print("USPSNet, trained on USPS digits, meets MNIST digits\n", style="bold")
@@ -146,7 +147,7 @@ def run(
 
     Writes predictions.npz, report.json and statistics.safetensors (the adapted buffers, keyed as in the state_dict).
     """
-    folder = _folder(out)
+    place = folder(out)
     net, stream = load_model(model), load_data(data)
     profile = None if source is None else _measure(net, load_data(source))
     adapted = adapt(net, profile, _POLICIES[policy]())
@@ -155,8 +156,8 @@ def run(
     with progress_bar("run", "batches") as advance:
         answers = answer_stream(adapted, items, lambda batches, _instances: advance(batches, total))
     report = adapted.report()
-    files = {name: folder / name for name in ("predictions.npz", "report.json", "statistics.safetensors")}
-    summary = _plain(
+    files = {name: place / name for name in ("predictions.npz", "report.json", "statistics.safetensors")}
+    summary = plain(
         {
             "normadapt": __version__,
             "model": model,
@@ -174,9 +175,9 @@ def run(
     )
     answers.save(files["predictions.npz"])
     files["report.json"].write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    _save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
+    save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     console = Console()
     console.print(report_table(report))
@@ -189,7 +190,7 @@ def run(
             f"([{colour}]{gain:+.1f} points[/])",
             highlight=False,
         )
-    _print_files(console, files.values())
+    print_files(console, files.values())
 
 
 @app.command()
@@ -200,11 +201,11 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL's normalization layers on source DATA, once; labels are not used."""
-    _check_file(out)
+    check_file(out)
     measured = _measure(load_model(model), load_data(data))
     measured.save(out)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "model": model,
                 "model_name": measured.model_name,
@@ -222,7 +223,7 @@ def profile(
         + (f"; {measured.excluded:,} left out for NaN or Inf" if measured.excluded else ""),
         highlight=False,
     )
-    _print_files(console, [out])
+    print_files(console, [out])
 
 
 @app.command()
@@ -247,7 +248,7 @@ def recalibrate(
 
     FILE holds the buffers alone, keyed as in the state_dict: model.load_state_dict(load_file(FILE), strict=False).
     """
-    _check_file(out)
+    check_file(out)
     net, target = load_model(model), load_data(data)
     known = None if source_profile is None else SourceProfile.load(source_profile)
     with warnings.catch_warnings(), progress_bar("recalibrate", "batches") as advance:
@@ -260,9 +261,9 @@ def recalibrate(
         warnings.filterwarnings("ignore", message=r"recalibrate\(\) stopped")
         module = recalibrate_model(net, target, known, tolerance=tolerance, max_passes=max_passes, progress=passed)
     found = cast(Recalibration, module.recalibration)
-    _save_statistics(module, out, model)
+    save_statistics(module, out, model)
     if as_json:
-        _print_json(_plain({"model": model, "data": data, "recalibration": asdict(found), "file": str(out)}))
+        print_json(plain({"model": model, "data": data, "recalibration": asdict(found), "file": str(out)}))
         return
     console = Console()
     outcome = "[green]converged[/]" if found.converged else "[yellow]not converged[/]"
@@ -271,58 +272,44 @@ def recalibrate(
         + (f"; {found.excluded:,} left out for NaN or Inf" if found.excluded else ""),
         highlight=False,
     )
-    _print_files(console, [out])
+    print_files(console, [out])
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(EXPERIMENTS)}; all by default.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Ten minutes for less noise, instead of one or two.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for simulate.json and simulate.html.")] = Path(
+        "normadapt-out"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """What the higher-order asymptotics are worth, measured on statistics alone."""
+    if experiment is not None and experiment not in EXPERIMENTS:
+        raise SpecError(f"--experiment: expected one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
+    place = folder(out)
+    with progress_bar("simulate", "steps") as advance:
+        found = run_simulation(None if experiment is None else [experiment], seed, full, advance)
+    files = [place / "simulate.json", place / "simulate.html"]
+    values = plain(found.to_dict())
+    files[0].write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    files[1].write_text(found.to_html(__version__))
+    if as_json:
+        print_json(values)
+        return
+    console = Console()
+    console.print(claims_table(found.findings()))
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+    console.print(f"\nSeed {seed}; {took}.", style="dim", highlight=False)
+    print_files(console, files)
 
 
 def _measure(model: nn.Module, data: Data) -> SourceProfile:
     with progress_bar("profile", "batches") as advance:
         return profile_source(model, data, progress=lambda batches, _instances: advance(batches, data.batches))
-
-
-def _folder(path: Path) -> Path:
-    """The folder, made if it is not there: before the work, not after it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"--out: {path} cannot be made a folder ({error.strerror})\n  -> name another") from error
-    return path
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise SpecError(
-            f"--out: expected a file, got the folder {path}\n  -> name a file in it, such as {path}/it.safetensors"
-        )
-    _folder(path.parent)
-
-
-def _save_statistics(module: nn.Module, path: Path, spec: str) -> None:
-    buffers = {
-        name: value.detach().contiguous()
-        for name, value in module.named_buffers(remove_duplicate=False)
-        if name.rpartition(".")[2] in ("running_mean", "running_var")
-    }
-    save_file(buffers, str(path), metadata={"normadapt": __version__, "model": spec})
-
-
-def _plain(value: Any) -> Any:
-    """Plain data for strict JSON: numbers that JSON has no word for become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _print_json(plain: Any) -> None:
-    typer.echo(json.dumps(plain, indent=2, allow_nan=False))
-
-
-def _print_files(console: Console, paths: Iterable[Path]) -> None:
-    for path in paths:
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

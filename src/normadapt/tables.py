@@ -11,6 +11,7 @@ from rich.text import Text
 
 from normadapt.demo import METHODS, OURS, DemoResult, Row
 from normadapt.report import Report, SiteReport, format_probability
+from normadapt.simulate import Finding
 
 _CHANCE = 2.0  # standard errors below which a difference is not called one
 
@@ -55,6 +56,23 @@ def _number(value: float | None, form: str) -> str:
 
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
+
+
+def claims_table(findings: Iterable[Finding]) -> Table:
+    """For each claim of the paper what was asked, measured, and whether higher orders matter there."""
+    table = _table()
+    table.add_column("claim", justify="right")
+    for heading in ("asked", "measured"):
+        table.add_column(heading, ratio=1)
+    table.add_column("higher order", min_width=12)
+    for finding in findings:
+        verdict = Text.assemble(
+            ("matters" if finding.matters else "no matter", "green" if finding.matters else "yellow"),
+            f": {finding.verdict}",
+        )
+        table.add_row(str(finding.claim), finding.question, finding.measured, verdict)
+        table.add_section()
+    return table
 
 
 def demo_table(result: DemoResult) -> Table:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normadapt.asymptotics.arguments import Real, as_doubles, require_count, require_non_negative, require_positive
+from normadapt.asymptotics.arguments import Real, as_doubles, require, require_count, require_non_negative
 
 
 class KStatistics(NamedTuple):
@@ -201,12 +201,13 @@ def moments_from_cumulants(k1: Real, k2: Real, k3: Real, k4: Real, central: bool
     References:
         Kendall and Stuart, The Advanced Theory of Statistics, vol. 1, section 3.14.
     """
-    k1, k2, k3, k4 = torch.broadcast_tensors(*as_doubles(k1=k1, k2=k2, k3=k3, k4=k4))
-    fourth = k4 + 3 * k2 * k2
+    mean, second, third, fourth = torch.broadcast_tensors(*as_doubles(k1=k1, k2=k2, k3=k3, k4=k4))
+    fourth = fourth + 3 * second * second
     if central:
-        return RawMoments(k1, k2, k3, fourth)
-    square = k1 * k1
-    return RawMoments(k1, k2 + square, k3 + 3 * k1 * k2 + square * k1, fourth + 4 * k1 * k3 + 6 * square * k2 + square**2)
+        return RawMoments(mean, second, third, fourth)
+    square = mean * mean
+    raw4 = fourth + 4 * mean * third + 6 * square * second + square * square
+    return RawMoments(mean, second + square, third + 3 * mean * second + square * mean, raw4)
 
 
 class SamplingCovariance(NamedTuple):
@@ -242,13 +243,15 @@ def sampling_covariance(count: Real, k2: Real, k3: Real, k4: Real) -> SamplingCo
     References:
         Kendall and Stuart, vol. 1, chapter 12; the use here: this project's THEORY, section 2.
     """
-    n, k2, k3, k4 = torch.broadcast_tensors(*as_doubles(count=count, k2=k2, k3=k3, k4=k4))
+    n, variance, third, fourth = torch.broadcast_tensors(*as_doubles(count=count, k2=k2, k3=k3, k4=k4))
     require_count(count=n)
-    require_non_negative(k2=k2)
-    return SamplingCovariance(k2 / n, k3 / n, k4 / n + 2 * k2 * k2 / (n - 1))
+    require_non_negative(k2=variance)
+    return SamplingCovariance(variance / n, third / n, fourth / n + 2 * variance * variance / (n - 1))
 
 
-def cluster_cumulants(between: Cumulants, within: Cumulants, size: Real) -> Cumulants:
+def cluster_cumulants(
+    between: tuple[Real, Real, Real, Real], within: tuple[Real, Real, Real, Real], size: Real
+) -> Cumulants:
     r"""Cumulants of an instance's mean: a value shared by its positions plus the mean of their independent parts.
 
     $$ k_r = k_r^{\text{between}} + k_r^{\text{within}} / h^{r-1} $$
@@ -268,7 +271,7 @@ def cluster_cumulants(between: Cumulants, within: Cumulants, size: Real) -> Cumu
         ValueError: If `size` is below 1 or an argument NaN.
 
     Example:
-        >>> gamma, exponential = Cumulants(1.0, 0.5, 0.5, 0.75), Cumulants(0.0, 1.0, 2.0, 6.0)
+        >>> gamma, exponential = (1.0, 0.5, 0.5, 0.75), (0.0, 1.0, 2.0, 6.0)
         >>> [k.item() for k in cluster_cumulants(gamma, exponential, 16)]
         [1.0, 0.5625, 0.5078125, 0.75146484375]
 
@@ -333,6 +336,5 @@ def ema_effective_count(momentum: Real) -> Tensor:
         The sum is elementary; as an effective count: Kish (1965), section 11.7.
     """
     (a,) = as_doubles(momentum=momentum)
-    require_positive(momentum=a)
-    require_non_negative(**{"1 - momentum": 1 - a})
+    require("momentum", a, (a > 0) & (a <= 1), "must be in (0, 1]")
     return (2 - a) / a

@@ -1,0 +1,107 @@
+"""The page of all figures: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from normadapt.simulate.charts import chart
+from normadapt.simulate.results import Experiment, Figure, Finding
+
+_STYLE = """
+:root{--bg:#fff;--fg:#1c1f24;--soft:#59616e;--grid:#e4e7ec;--axis:#8a93a0;--card:#f7f8fa;
+--c0:#0b62c4;--c1:#c8501e;--c2:#1b7f4d;--c3:#8a3fb0;--c4:#a87400;--c5:#00808f;--c6:#c22f63;--c7:#5d6a1f}
+@media (prefers-color-scheme:dark){:root{--bg:#14171c;--fg:#e6e9ee;--soft:#a3adba;--grid:#2a3038;--axis:#707a88;
+--card:#1b1f26;--c0:#6cb0ff;--c1:#ff9a68;--c2:#5fcf95;--c3:#cf97f0;--c4:#e6b84d;--c5:#55d0de;--c6:#ff86ac;--c7:#bccb6c}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:24px 16px 64px}
+h1{font-size:1.6rem;line-height:1.25;margin:0 0 .3em}
+h2{font-size:1.25rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid var(--grid)}
+h3{font-size:1rem;margin:0 0 .5em}
+p{margin:.5em 0}
+.lead,figcaption{color:var(--soft)}
+nav a{color:var(--c0);margin-right:1em;white-space:nowrap}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px}
+figure{margin:0;padding:14px;background:var(--card);border-radius:8px;min-width:0}
+figcaption{font-size:.92rem;margin-top:.6em}
+figure>svg{display:block;width:100%;height:auto}
+svg text{fill:var(--soft);font-size:13px}
+svg text.label{fill:var(--fg)}
+path{fill:none}
+.grid{stroke:var(--grid)}.axis{stroke:var(--axis)}
+.ref{stroke:var(--fg);stroke-width:1.6;opacity:.75}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:.4em 0 0;padding:0;font-size:.86rem}
+.key{width:26px;height:8px;margin-right:6px;vertical-align:middle}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{text-align:left;vertical-align:top;padding:8px 10px;border-bottom:1px solid var(--grid)}
+th{color:var(--soft);font-weight:600}
+.yes{color:var(--c2);font-weight:600}.no{color:var(--soft);font-weight:600}
+@media (max-width:700px){
+thead{display:none}table,tbody,tr,td{display:block}
+tr{padding:10px 0;border-bottom:1px solid var(--grid)}td{border:0;padding:2px 0}
+td[data-name]::before{content:attr(data-name) ": ";color:var(--soft)}
+svg text{font-size:17px}
+}
+"""
+_LINES = "".join(f"path.c{i}{{stroke:var(--c{i});stroke-width:2}}circle.c{i}{{fill:var(--c{i})}}" for i in range(8))
+
+
+def page(experiments: Sequence[Experiment], version: str) -> str:
+    """The whole page: the table of claims, then every experiment with its figures.
+
+    Args:
+        experiments: What was run.
+        version: Of the library.
+    """
+    findings = sorted((f for e in experiments for f in e.findings), key=lambda f: f.claim)
+    links = " ".join(f'<a href="#{e.name}">{escape(e.name)}</a>' for e in experiments)
+    body = "\n".join(_section(e) for e in experiments)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>normadapt simulate</title>
+<style>{_STYLE}{_LINES}</style>
+</head>
+<body>
+<main>
+<h1>What higher-order asymptotics bring to test-time normalization</h1>
+<p class="lead">Statistic-level experiments of normadapt {escape(version)}. Every sentence with a number is written from
+the numbers of this run; all of them are in simulate.json beside this page.</p>
+<nav><a href="#claims">claims</a> {links}</nav>
+<h2 id="claims">The claims, and what was measured</h2>
+{_table(findings)}
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(experiment: Experiment) -> str:
+    figures = "\n".join(_figure(figure) for figure in experiment.figures)
+    return f"""<section>
+<h2 id="{experiment.name}">{escape(experiment.title)}</h2>
+<div class="figures">
+{figures}
+</div>
+</section>"""
+
+
+def _figure(figure: Figure) -> str:
+    text = f"<figcaption>{escape(figure.text)}</figcaption>"
+    return f"<figure><h3>{escape(figure.title)}</h3>\n{chart(figure)}\n{text}</figure>"
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    rows = "\n".join(
+        f'<tr><td data-name="Claim">{f.claim}</td><td>{escape(f.question)}</td><td>{escape(f.measured)}</td>'
+        f'<td data-name="Matters"><span class="{"yes" if f.matters else "no"}">{"yes" if f.matters else "no"}</span>: '
+        f"{escape(f.verdict)}</td></tr>"
+        for f in findings
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("Claim", "Question", "Measured", "Does it matter?"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
