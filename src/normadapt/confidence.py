@@ -41,7 +41,9 @@ def weight_interval(told: Diagnostics, row: int, source: Source) -> Interval | N
     count, k = told.effective_count, along
     group = edgeworth.Group(1.0, count, k.k2, k.k3, k.k4)
     probabilities = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
-    low_quantile, high_quantile = edgeworth.quantile(probabilities, edgeworth.studentized(group, finite_sample=True)).tolist()
+    low_quantile, high_quantile = edgeworth.quantile(
+        probabilities, edgeworth.studentized(group, finite_sample=True)
+    ).tolist()
     error = math.sqrt(float(k.k2) / count)
     length = math.sqrt(max(told.squared[row], 0.0))
     ends = sorted((length - high_quantile * error, length - low_quantile * error))

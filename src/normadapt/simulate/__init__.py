@@ -7,22 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normadapt.simulate.coverage import coverage
-from normadapt.simulate.distribution import distribution
-from normadapt.simulate.page import page
+from normadapt.simulate import coverage, distribution, risk, skewness, tail
+from normadapt.simulate.page import page as whole_page
 from normadapt.simulate.results import Experiment, Figure, Finding, Progress, Series
-from normadapt.simulate.risk import risk
-from normadapt.simulate.skewness import skewness
-from normadapt.simulate.tail import tail
 
 __all__ = ["EXPERIMENTS", "Experiment", "Figure", "Finding", "Series", "Simulation", "run_simulation"]
 
 EXPERIMENTS: Mapping[str, Callable[[int, bool, Progress], Experiment]] = {
-    "risk": risk,
-    "distribution": distribution,
-    "coverage": coverage,
-    "skewness": skewness,
-    "tail": tail,
+    "risk": risk.risk,
+    "distribution": distribution.distribution,
+    "coverage": coverage.coverage,
+    "skewness": skewness.skewness,
+    "tail": tail.tail,
 }
 """The experiments by name, in the order in which they run."""
 
@@ -58,7 +54,7 @@ class Simulation:
 
     def to_html(self, version: str) -> str:
         """One page with the claims and all figures, which needs nothing else and fetches nothing."""
-        return page(self.experiments, version)
+        return whole_page(self.experiments, version)
 
 
 def run_simulation(

@@ -18,6 +18,7 @@ LAWS = (NORMAL, gamma(8), EXPONENTIAL, LOGNORMAL)
 _SIDE = 0.025
 _CHANNELS = 64  # that share an estimate of skewness and kurtosis
 _SOURCE_FACTOR = 4
+_GROUPS = (800, 8_000)  # of samples that share an estimate, by default and in full
 PLAIN, STUDENT = "normal", "Student"
 KNOWN, OWN, SHARED = "Cornish-Fisher, known skewness", "Cornish-Fisher, own skewness", "Cornish-Fisher, shared skewness"
 METHODS = (PLAIN, STUDENT, KNOWN, OWN, SHARED)
@@ -26,7 +27,7 @@ METHODS = (PLAIN, STUDENT, KNOWN, OWN, SHARED)
 def coverage(seed: int, full: bool, progress: Progress) -> Experiment:
     """Miss rates of 95 % intervals for the shift of a mean, by law, draws and method; nominal 2.5 % on each side."""
     generator = torch.Generator().manual_seed(seed)
-    groups = 8_000 if full else 800
+    groups = _GROUPS[full]
     rows: list[Mapping[str, Any]] = []
     steps = len(LAWS) * len(COUNTS)
     for done, (law, n) in enumerate((law, n) for law in LAWS for n in COUNTS):

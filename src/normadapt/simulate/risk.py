@@ -21,6 +21,7 @@ SCALES = (-0.7, -0.35, -0.1, 0.0, 0.1, 0.35, 0.7)  # half the log-variance
 SKEWED = (64, 16, 8, 4, 3, 2, 1)  # degrees of gamma laws: skewness sqrt(8/degrees), 0.35 to 2.8
 OUTLIERS = (0.0, 0.01, 0.03, 0.1, 0.2)  # share of the draws that a bias of the sensor moves by six standard deviations
 CHANNELS = 16
+_REPLICATIONS = (200, 1_500)  # by default, and in full
 _MOVED = 6.0
 _TOLERANCE = 0.25  # of the tail-safe rule, in standard deviations
 _PATTERN = torch.tensor([1.0, -1.0] * (CHANNELS // 2), dtype=torch.float64)
@@ -53,7 +54,7 @@ _WEIGHTS: Mapping[str, Callable[[_Observed, int], Tensor]] = {
 def risk(seed: int, full: bool, progress: Progress) -> Experiment:
     """Mean squared error of mean and log-scale for every rule, by law, kind of shift, its size and the draws."""
     generator = torch.Generator().manual_seed(seed)
-    replications, counts = (1_500, ALL_COUNTS) if full else (200, COUNTS)
+    replications, counts = (_REPLICATIONS[full], ALL_COUNTS if full else COUNTS)
     rows: list[Mapping[str, Any]] = []
     steps = len(counts) * (len(LAWS) + 2)
     done = 0
@@ -66,8 +67,8 @@ def risk(seed: int, full: bool, progress: Progress) -> Experiment:
         progress(done := done + 1, steps)
         rows += [row for share in OUTLIERS for row in _outlier_rows(share, n, replications, generator)]
         progress(done := done + 1, steps)
-    huber = _huber(50_000, generator)
-    second_order = [_second_order(sign, 400_000 if full else 100_000, generator) for sign in (1, -1)]
+    huber = _huber(200 * replications, generator)
+    second_order = [_second_order(sign, 500 * replications, generator) for sign in (1, -1)]
     return Experiment(
         "risk",
         "What does each weight rule cost?",

@@ -20,13 +20,14 @@ LAWS = (NORMAL, gamma(8), EXPONENTIAL, LOGNORMAL)
 _CHANNELS = 64  # that share an estimate of the skewness
 _POINTS = 500  # of the target law, for the risk of a loss
 _CONFIDENCE = 0.9
+_DRAWS = (12_000_000, 200_000_000)  # by default and in full
 _WORTH = 0.02  # a relative change of the loss below this does not matter
 
 
 def skewness(seed: int, full: bool, progress: Progress) -> Experiment:
     """Weight of least output loss for the mean, the variance being the batch's own: formula against simulation."""
     generator = torch.Generator().manual_seed(seed)
-    draws = 200_000_000 if full else 12_000_000
+    draws = _DRAWS[full]
     rows: list[Mapping[str, Any]] = []
     steps = len(LAWS) * len(COUNTS)
     for done, (law, n) in enumerate((law, n) for law in LAWS for n in COUNTS):

@@ -17,13 +17,14 @@ COUNTS = (4, 8, 16, 32, 64, 256)
 SHIFTS = (0.0, 0.5, 1.0, 2.0)
 LEVELS = (0.05, 0.01, 0.001)
 _TOLERANCE = 0.5  # in standard errors of the test mean
+_SAMPLES = (200_000, 2_000_000)  # by default and in full
 _TERMS = {0: "normal quantile", 1: "Cornish-Fisher, 1 term", 2: "Cornish-Fisher, 2 terms"}
 
 
 def tail(seed: int, full: bool, progress: Progress) -> Experiment:
     """Probability of more harm than the tolerance, by law, draws, shift and nominal probability; exact for gammas."""
     generator = torch.Generator().manual_seed(seed)
-    samples = 2_000_000 if full else 200_000
+    samples = _SAMPLES[full]
     rows: list[Mapping[str, Any]] = []
     steps = len(LAWS) * len(COUNTS)
     for done, (law, n) in enumerate((law, n) for law in LAWS.values() for n in COUNTS):
