@@ -227,3 +227,26 @@ def test_demo_prints_its_results_and_writes_them(tmp_path, monkeypatch):
     assert re.search(r"blur: (gains|loses|no difference)", text)
     assert json.loads(call("demo", "--json", "--out", "elsewhere").stdout) == written
     assert json.loads((tmp_path / "elsewhere" / "demo.json").read_text()) == written
+
+
+def test_simulate_writes_numbers_and_an_offline_page(tmp_path):
+    result = CliRunner().invoke(cli.app, ["simulate", "--experiment", "distribution", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "claim" in result.output
+    found = json.loads((tmp_path / "simulate.json").read_text())
+    assert list(found["experiments"]) == ["distribution"]
+    page = (tmp_path / "simulate.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing is fetched
+    machine = CliRunner().invoke(
+        cli.app, ["simulate", "--experiment", "distribution", "--out", str(tmp_path), "--json"]
+    )
+    assert json.loads(machine.stdout)["seed"] == 0
+
+
+def test_simulate_names_what_it_knows(tmp_path):
+    result = CliRunner().invoke(cli.app, ["simulate", "--experiment", "magic", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "expected one of risk, distribution, coverage, skewness, tail, got 'magic'" in " ".join(
+        result.output.split()
+    )
