@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -127,6 +127,8 @@ def test_affine_equivariance(values: list[float], shift: float, factor: float) -
     moved = solve(MeanVariance(), y)
     assert torch.allclose(moved.mean, shift + factor * mean, rtol=0, atol=1e-10)
     assert torch.allclose(moved.variance, factor**2 * variance, rtol=1e-10, atol=1e-9)
+    # Where a draw lies on the threshold psi has two slopes, and rounding of y chooses between them.
+    assume(bool(((x.abs() - 1.5).abs() > 1e-6).all()))
     step = one_step(Huber(1.5, scale=factor), y, shift)
     assert torch.allclose(step, shift + factor * one_step(Huber(1.5), x, 0.0), atol=1e-9, equal_nan=True)
 
