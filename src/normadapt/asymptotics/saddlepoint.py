@@ -13,7 +13,7 @@ from torch import Tensor
 from normadapt.asymptotics import normal
 from normadapt.asymptotics.arguments import Real, as_doubles, require
 from normadapt.asymptotics.estimated_laws import CumulantCGF, EmpiricalCGF
-from normadapt.asymptotics.generating import CGF, WeightedMeans, within
+from normadapt.asymptotics.generating import CGF, WeightedMeans, starting_point, within
 from normadapt.asymptotics.laws import BinomialCGF, ChiSquareMixtureCGF, GammaCGF, NormalCGF
 from normadapt.asymptotics.saddlepoint_density import density
 from normadapt.asymptotics.saddlepoint_solution import (
@@ -25,6 +25,7 @@ from normadapt.asymptotics.saddlepoint_solution import (
     solve,
     solved,
     standardized,
+    t_over_w,
 )
 
 __all__ = [
@@ -43,7 +44,8 @@ __all__ = [
     "tail",
 ]
 
-_QUANTILE_STEPS = 80
+_QUANTILE_STEPS = 40  # a level beyond reach takes all, the rest below 20
+_SETTLED = 4 * torch.finfo(torch.float64).eps
 
 
 def _root_shift(point: Saddlepoint) -> Tensor:
@@ -116,11 +118,7 @@ def _tail(point: Saddlepoint, x: Tensor, method: Method = "lugannani-rice", latt
     else:
         root = w + _root_shift(point)
         if lattice is not None:
-            near = near_mean(point)
-            # t/w is 1/sqrt(K''(0)) at the mean
-            v = torch.where(point.cumulants[1] > 0, point.cumulants[1], 1.0)
-            ratio = torch.where(near, v.rsqrt() * (1 - t * point.cumulants[2] / v / 3), t / torch.where(near, 1.0, w))
-            root = root + _lattice_log(t, lattice) * ratio
+            root = root + _lattice_log(t, lattice) * t_over_w(point)
         value = normal.tail(root)
     bound = torch.exp(-0.5 * w * w)
     value = torch.minimum(value, torch.where(w > 0, bound, 1.0))
@@ -202,7 +200,7 @@ def _tail_slope(point: Saddlepoint) -> Tensor:
     root = k2.rsqrt()
     u_far, w_far = torch.where(near, 1.0, point.u), torch.where(near, 1.0, w)
     r3, r4, r5 = standardized(point)
-    w_slope = torch.where(near, root, t / w_far)
+    w_slope = t_over_w(point)
     series = (5 * r3 * r3 - 3 * r4) / 24 - w * (625 * r3**3 - 630 * r3 * r4 + 108 * r5) / 1080
     far = w_slope / (w_far * w_far) - (1 + t * point.k3 / (2 * k2)) * root / (u_far * u_far)
     return normal.density(w) * (root - torch.where(near, series * root, far))
@@ -216,17 +214,19 @@ def _quantile(cgf: CGF, level: Tensor) -> Tensor:
     stride = v.rsqrt() + torch.zeros_like(low)
     clear = torch.zeros_like(low, dtype=torch.bool)
     target = -normal.quantile(level)
-    t = within(target * stride, torch.zeros_like(low), low, high, stride)
+    t = starting_point(target * stride, low, high)
     for _ in range(_QUANTILE_STEPS):
         point = at_root(cgf, t, cgf.centred(t, 1)[1], cumulants, clear)
         value = _tail(point, point.x)
-        if not torch.compiler.is_compiling() and bool(((value - level).abs() <= 1e-15 * level).all()):
-            break
         low = torch.where(value > level, t, low)
         high = torch.where(value < level, t, high)
         # in normal deviates the tail is almost linear in t
         deviate = -normal.quantile(value)
         slope = _tail_slope(point) * point.k2 / normal.density(deviate)
         step = t + (target - deviate) / slope
-        t = torch.where(value == level, t, within(step, t, low, high, stride))
+        still = ((step - t).abs() <= _SETTLED * (t.abs() + 0.1 * stride)) & ((value - level).abs() <= 1e-6 * level)
+        settled = still | (value == level)
+        t = torch.where(settled, t, within(step, low, high, stride))
+        if not torch.compiler.is_compiling() and bool(settled.all()):
+            break
     return mean + torch.where(variance > 0, cgf.centred(t, 1)[1], 0.0)

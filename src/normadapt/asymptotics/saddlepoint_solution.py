@@ -99,15 +99,26 @@ def at_root(
     constant = v <= 0
     v, k2 = torch.where(constant, 1.0, v), torch.where(constant, 1.0, k2)
     near = t * t * v < _NEAR * _NEAR
-    # w^2 = t^2 (k2 + 2 k3 t/3 + k4 t^2/4 + k5 t^3/15 + ...)
-    series = v + t * (2 / 3 * c3 + t * (c4 / 4 + t * c5 / 15))
-    series = torch.where(near, series, 1.0)
+    series = _squared_ratio(t, near, (mean, v, c3, c4, c5))
     exponent = cgf.legendre(t)
     positive = ~near & (exponent > 0)  # rounding can bring it below 0
     far = t.sign() * torch.where(positive, 2 * exponent, 1.0).sqrt() * positive
     w = torch.where(near, t * series.sqrt(), far)
     u = t * torch.where(k2 > 0, k2, 1.0).sqrt() * (k2 > 0)
     return Saddlepoint(t, mean + deviation, mean * t + k0, k2, k3, k4, w, u, clamped, cumulants)
+
+
+def _squared_ratio(t: Tensor, near: Tensor, cumulants: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """(w/t)^2 = k2 + 2 k3 t/3 + k4 t^2/4 + k5 t^3/15 + ... near the mean, 1 elsewhere."""
+    _, v, c3, c4, c5 = cumulants
+    return torch.where(near, v + t * (2 / 3 * c3 + t * (c4 / 4 + t * c5 / 15)), 1.0)
+
+
+def t_over_w(point: Saddlepoint) -> Tensor:
+    """t/w (...,), which is 1/sqrt(K''(0)) at the mean; 1 for a constant."""
+    near = near_mean(point)
+    series = _squared_ratio(point.t, near & (point.cumulants[1] > 0), point.cumulants)
+    return torch.where(near, torch.where(series > 0, series, 1.0).rsqrt(), point.t / torch.where(near, 1.0, point.w))
 
 
 def standardized(point: Saddlepoint) -> tuple[Tensor, Tensor, Tensor]:

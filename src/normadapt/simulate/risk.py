@@ -21,7 +21,7 @@ SCALES = (-0.7, -0.35, -0.1, 0.0, 0.1, 0.35, 0.7)  # half the log-variance
 SKEWED = (64, 16, 8, 4, 3, 2, 1)  # degrees of gamma laws: skewness sqrt(8/degrees), 0.35 to 2.8
 OUTLIERS = (0.0, 0.01, 0.03, 0.1, 0.2)  # share of the draws that a bias of the sensor moves by six standard deviations
 CHANNELS = 16
-_REPLICATIONS = (200, 1_500)  # by default, and in full
+_REPLICATIONS = (200, 1_000)  # by default, and in full
 _MOVED = 6.0
 _TOLERANCE = 0.25  # of the tail-safe rule, in standard deviations
 _PATTERN = torch.tensor([1.0, -1.0] * (CHANNELS // 2), dtype=torch.float64)
