@@ -250,3 +250,15 @@ def test_simulate_names_what_it_knows(tmp_path):
     assert "expected one of risk, distribution, coverage, skewness, tail, got 'magic'" in " ".join(
         result.output.split()
     )
+
+
+def test_run_reads_what_profile_wrote(spec, tmp_path):
+    model, data = spec("model"), spec("source")
+    file = tmp_path / "profile.safetensors"
+    assert CliRunner().invoke(cli.app, ["profile", model, data, "--out", str(file)]).exit_code == 0
+    arguments = ["run", model, data, "--profile", str(file), "--out", str(tmp_path), "--json"]
+    outcome = CliRunner().invoke(cli.app, arguments)
+    assert json.loads(outcome.stdout)["report"]["profiled"] is True
+    both = CliRunner().invoke(cli.app, [*arguments, "--source", data])
+    assert both.exit_code == 2
+    assert "give one of them" in both.output

@@ -133,6 +133,10 @@ def run(
         str | None,
         typer.Option(metavar="DATA", help="Source data to measure a profile on first (no labels)."),
     ] = None,
+    source_profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", exists=True, dir_okay=False, help="From `normadapt profile`."),
+    ] = None,
     policy: Annotated[
         PolicyName, typer.Option(metavar="NAME", help=f"How statistics are chosen: {', '.join(PolicyName)}.")
     ] = PolicyName.TRACK,
@@ -147,9 +151,13 @@ def run(
 
     Writes predictions.npz, report.json and statistics.safetensors (the adapted buffers, keyed as in the state_dict).
     """
+    if source is not None and source_profile is not None:
+        raise SpecError("--source measures a profile and --profile reads one\n  -> give one of them")
     place = folder(out)
     net, stream = load_model(model), load_data(data)
-    profile = None if source is None else _measure(net, load_data(source))
+    profile = None if source_profile is None else SourceProfile.load(source_profile)
+    if source is not None:
+        profile = _measure(net, load_data(source))
     adapted = adapt(net, profile, _POLICIES[policy]())
     items: Iterable[Any] = stream if batch_size is None else resplit(stream, batch_size)
     total = stream.batches if batch_size is None else None
@@ -295,8 +303,8 @@ def simulate(
         found = run_simulation(None if experiment is None else [experiment], seed, full, advance)
     files = [place / "simulate.json", place / "simulate.html"]
     values = plain(found.to_dict())
-    files[0].write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    files[1].write_text(found.to_html(__version__))
+    files[0].write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    files[1].write_text(found.to_html(__version__), encoding="utf-8")
     if as_json:
         print_json(values)
         return
