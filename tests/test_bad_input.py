@@ -285,3 +285,37 @@ def test_a_policy_with_nonsense_is_skipped(nonsense):
 def test_errors_are_of_one_family():
     assert issubclass(NormadaptError, ValueError)
     assert {UnsupportedLayerError, ProfileMismatchError, PredictionsError} <= set(NormadaptError.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: na.adapt(NET.model(), na.Track()), "got Track -> pass a policy by name: policy=..."),
+        (lambda: na.adapt(NET.model(), "p.safetensors"), "got str -> read a file with SourceProfile.load"),
+        (lambda: na.adapt(NET.model().state_dict()), "needs a torch.nn.Module, got OrderedDict"),
+        (lambda: na.profile_source(len, [NET.source(4)]), "needs a torch.nn.Module, got builtin"),
+        (
+            lambda: na.profile_source(NET.model(), NET.source(4)),
+            r"got one tensor of shape \(4, 3, 8, 8\) -> pass a list",
+        ),
+        (lambda: na.recalibrate(NET.model(), NET.source(4)), "pass a list"),
+        (lambda: na.recalibrate(NET.model(), 3), "needs an iterable of batches, got int"),
+        (lambda: na.adapt(NET.model()).restore(None), "needs what snapshot.. returned"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, said):
+    with pytest.raises(TypeError, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
+    "answer", [na.Statistics(torch.zeros(6), torch.ones(6)), ((), (torch.zeros(6), torch.ones(6)))]
+)
+def test_a_policy_that_returns_something_else_is_told(answer):
+    class Slip:
+        def step(self, state, evidence, source):
+            return answer
+
+    adapted = na.adapt(NET.model(), policy=Slip())
+    with pytest.raises(TypeError, match=r"Slip.step\(\) must return a pair .* for '1'"):
+        run(adapted, [NET.source(4)])

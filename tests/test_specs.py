@@ -154,7 +154,6 @@ X = torch.zeros(3, 2)
         ((X, torch.tensor([1, 2, 0])), [1, 2, 0]),
         ([X, torch.tensor([1.5, 2, 0]).numpy()], [1.5, 2.0, 0.0]),
         ([{"x": X}, [1, 2, 0]], [1, 2, 0]),
-        ((X, torch.tensor([1, 2])), None),
         ((X, torch.tensor(1)), None),
         ((X, "text"), None),
         ((X, torch.zeros(3, 1), X), None),
@@ -193,3 +192,8 @@ def test_specs_are_read_from_the_current_folder(write, tmp_path):
     write("def model():\n    return 5\n", "beside.py")
     assert Path.cwd() == tmp_path
     assert load_callable("beside:model")() == 5
+
+
+def test_targets_of_another_length_are_an_error():
+    with pytest.raises(SpecError, match="8 inputs and 5 targets"):
+        split_targets((torch.zeros(8, 3), torch.zeros(5)))

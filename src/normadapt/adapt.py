@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normadapt import reporting
+from normadapt.batches import check_model
 from normadapt.errors import UnsupportedLayerError
 from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
 from normadapt.policies import Policy, Track
@@ -334,6 +335,7 @@ def adapt(
         raise TypeError(
             f"policy must be an object with step(state, evidence, source) -> (state, Statistics); got {policy!r}"
         )
+    check_model(model, "adapt()")
     if any(isinstance(module, AdaptedModel) for module in model.modules()):
         raise UnsupportedLayerError(
             "adapt() was given a model that is already adapted -> pass the original, or what freeze() returned"

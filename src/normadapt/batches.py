@@ -68,6 +68,20 @@ def split_length(item: Any, bad: Tensor | None) -> tuple[int, int]:
     return length - lost, lost
 
 
+def check_loader(loader: Any, verb: str) -> None:
+    """Raise `TypeError` for a tensor or module where batches are wanted: a tensor would be walked row by row."""
+    if isinstance(loader, Tensor):
+        raise TypeError(f"{verb} needs batches, got one tensor of shape {tuple(loader.shape)} -> pass a list: [tensor]")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"{verb} needs an iterable of batches, got {type(loader).__name__}")
+
+
+def check_model(model: Any, verb: str) -> None:
+    """Raise `TypeError` unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{verb} needs a torch.nn.Module, got {type(model).__name__}")
+
+
 def iterates_once(loader: Iterable[Any]) -> bool:
     """Whether `loader` is an iterator (a generator, a file, a map): used up after one pass."""
     return isinstance(loader, Iterator)  # asking iter(loader) could already use it up

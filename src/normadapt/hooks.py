@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from normadapt.batches import check_model
 from normadapt.errors import UnsupportedLayerError
 from normadapt.policies.base import Source, units_about
 from normadapt.profile import SourceProfile
@@ -80,6 +81,12 @@ def hooked_copy(model: nn.Module, profile: SourceProfile | None, *, verb: str) -
     Raises:
         UnsupportedLayerError, ProfileMismatchError: As `normadapt.adapt`.
     """
+    check_model(model, verb)
+    if profile is not None and not isinstance(profile, SourceProfile):
+        hint = (
+            "pass a policy by name: policy=..." if hasattr(profile, "step") else "read a file with SourceProfile.load"
+        )
+        raise TypeError(f"{verb} needs a SourceProfile as profile, got {type(profile).__name__} -> {hint}")
     find_sites(model, with_profile=profile is not None, verb=verb)  # complain before anything is copied
     if any(isinstance(hook, SiteHook) for m in model.modules() for hook in m._forward_pre_hooks.values()):
         raise UnsupportedLayerError(

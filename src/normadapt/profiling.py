@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.asymptotics.cumulants import Moments
-from normadapt.batches import run_model, split_length
+from normadapt.batches import check_loader, check_model, run_model, split_length
 from normadapt.errors import NormadaptError
 from normadapt.predictions import Predictions, class_probabilities
 from normadapt.profile import SiteProfile, SourceProfile
@@ -211,6 +211,8 @@ def profile_source(
     References:
         The instance as the sampling unit and the split by predicted class are this project's own.
     """
+    check_model(model, "profile_source()")
+    check_loader(loader, "profile_source()")
     sites = find_sites(model, with_profile=True, verb="profile_source()")
     copy = shared_copy(model)
     modules = dict(copy.named_modules())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapt import adapt
-from normadapt.batches import batch_length, iterates_once, run_model, split_length
+from normadapt.batches import batch_length, check_loader, iterates_once, run_model, split_length
 from normadapt.errors import NormadaptError
 from normadapt.hooks import SiteHook, hooked_copy, plain_copy
 from normadapt.policies.base import Source, standardize, unstandardize
@@ -160,6 +160,7 @@ def recalibrate(
     References:
         The weight: Kimura (2025), arXiv 2505.16257; pooled over channels: Xie, Kou and Brown (2012), JASA 107(500).
     """
+    check_loader(loader, "recalibrate()")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0; got {tolerance!r}")
     if max_passes < 1:

@@ -47,6 +47,8 @@ def read_snapshot(
     Raises:
         SnapshotError: If it is of another model or policy, incomplete, or holds non-finite numbers.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"restore() needs what snapshot() returned, a dict of tensors; got {type(state).__name__}")
     digest, kind = text(state, "model"), text(state, "policy")
     if digest != identity.digest:
         other = Fingerprint(text(state, "model_name"), digest)

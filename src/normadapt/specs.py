@@ -129,6 +129,9 @@ def split_targets(item: Any) -> tuple[Any, Tensor | None]:
         >>> inputs, targets = split_targets((torch.zeros(2, 3), [1, 0]))
         >>> tuple(inputs.shape), targets
         ((2, 3), tensor([1, 0]))
+
+    Raises:
+        SpecError: If a batch has a list of targets of another length.
     """
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         return item, None
@@ -137,7 +140,12 @@ def split_targets(item: Any) -> tuple[Any, Tensor | None]:
         targets = torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError):
         return item, None
-    if targets.dim() == 0 or targets.is_complex() or targets.shape[0] != batch_length(inputs):
+    count = batch_length(inputs)
+    if targets.dim() == 1 and targets.shape[0] != count and not targets.is_complex():
+        raise SpecError(
+            f"DATA: a batch has {count} inputs and {targets.shape[0]} targets\n  -> yield one target per input"
+        )
+    if targets.dim() == 0 or targets.is_complex() or targets.shape[0] != count:
         return item, None
     return inputs, targets
 

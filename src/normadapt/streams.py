@@ -64,7 +64,13 @@ class Pass:
             status = "skipped: non-finite input" if excluded else "skipped: empty batch"
             self.records[hook.index] = before._replace(excluded=before.excluded + excluded, status=status)
             return None
-        state, statistics = self.policy.step(before.state, evidence, hook.source)
+        result = self.policy.step(before.state, evidence, hook.source)
+        if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):
+            raise TypeError(
+                f"{type(self.policy).__name__}.step() must return a pair (state, Statistics(mean, variance)) for "
+                f"{hook.site.name!r}; got {type(result).__name__}"
+            )
+        state, statistics = result
         self.carry = statistics.carry
         count, excluded = before.count + evidence.count, before.excluded + excluded
         buffers = self._buffers(hook, statistics, before.buffers)

@@ -125,7 +125,8 @@ def standardized(point: Saddlepoint) -> tuple[Tensor, Tensor, Tensor]:
     """Third to fifth standardized cumulants of the law, rho_r."""
     _, v, c3, c4, c5 = point.cumulants
     v = torch.where(v > 0, v, 1.0)
-    return c3 * v**-1.5, c4 / (v * v), c5 * v**-2.5
+    root = v.sqrt()  # one factor at a time: powers of a tiny variance underflow before the quotient does
+    return c3 / v / root, c4 / v / v, c5 / v / v / root
 
 
 def near_mean(point: Saddlepoint) -> Tensor:
