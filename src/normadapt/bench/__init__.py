@@ -1,0 +1,1 @@
+"""The benchmark: every rule on every stream, against the limit."""
