@@ -106,7 +106,7 @@ class AdaptedModel(nn.Module):
     # -- the forward pass ----------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Adapt to the batch, then answer it: one call of the model, with its own arguments."""
+        """Adapt to the batch, then answer it: one call of the model (or `policy.passes`), with its own arguments."""
         setting = current(self)
         with self._lock:
             for module in self._modules_in_eval:  # somebody may have reached inside and switched one
@@ -134,6 +134,10 @@ class AdaptedModel(nn.Module):
         try:
             for hook in self._hooks:
                 hook.current = running
+            for _ in range(getattr(self.policy, "passes", 1) - 1):
+                with outside_autograd():
+                    self.model(*args, **kwargs)
+                    running.repeat()
             output = self.model(*args, **kwargs)
             composition = stream.composition
             with outside_autograd():

@@ -96,14 +96,14 @@ def hooked_copy(model: nn.Module, profile: SourceProfile | None, *, verb: str) -
         profile.check(model)
     copy = shared_copy(model)
     sites = find_sites(copy, with_profile=profile is not None, verb=verb)
-    hooks = [_make_hook(index, site, profile) for index, site in enumerate(sites)]
+    hooks = [_make_hook(index, site, len(sites), profile) for index, site in enumerate(sites)]
     for hook in hooks:
         hook.site.module.register_forward_pre_hook(hook, with_kwargs=True)
         hook.site.write(*hook.original)
     return copy, hooks
 
 
-def _make_hook(index: int, site: Site, profile: SourceProfile | None) -> SiteHook:
+def _make_hook(index: int, site: Site, count: int, profile: SourceProfile | None) -> SiteHook:
     measured = None if profile is None else profile.sites.get(site.name)
     weight = site.channel_weight()
     mean, variance = site.buffers()
@@ -129,6 +129,8 @@ def _make_hook(index: int, site: Site, profile: SourceProfile | None) -> SiteHoo
         spread=None if measured is None else measured.spread(weight),
         class_frequencies=None if profile is None else profile.class_frequencies,
         units=units_about(m_s, v_s, m_s, v_s, site.eps),
+        site_index=index,
+        site_count=count,
     )
     if measured is not None:
         about = measured.mean.to(m_s), measured.variance.to(m_s)

@@ -122,6 +122,9 @@ class Evidence(NamedTuple):
         positions: Positions per instance (1 for a BatchNorm1d on (n, C)).
         composition: Predicted classes of the stream so far; None when the model's output gives no probabilities.
         upstream: What the policy returned as `carry` at the previous site of the same forward pass, or None.
+        input: The activations (n, C, ...) of the finite instances, in the layer's dtype and not to be changed; only for
+            a policy that `needs_input`, else None.
+        pass_index: Which forward pass over this batch it is, from 0; see `Policy.passes`.
     """
 
     count: int  # type: ignore[assignment]  # hides tuple.count
@@ -131,6 +134,8 @@ class Evidence(NamedTuple):
     positions: int
     composition: Composition | None = None
     upstream: Any = None
+    input: Activations | None = None
+    pass_index: int = 0
 
     @property
     def mean(self) -> PerChannel:

@@ -45,7 +45,7 @@ class Stream(NamedTuple):
 
 
 class Pass:
-    """One adapting forward pass: the records that the stream will have if it succeeds."""
+    """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds."""
 
     def __init__(self, policy: Any, stream: Stream, composition: Composition | None) -> None:
         self.policy = policy
@@ -53,6 +53,22 @@ class Pass:
         self.composition = composition
         self.carry: Any = None
         self.bad: Tensor | None = None
+        self.index = 0
+        self._needs_input = bool(getattr(policy, "needs_input", False))
+        self._had_evidence = False
+
+    def repeat(self) -> None:
+        """Get ready for another forward pass over the same batch; the policy sees all sites at once."""
+        if self._had_evidence:  # an empty batch moves nothing
+            states = self.policy.between([record.state for record in self.records])
+            if len(states) != len(self.records):
+                raise ValueError(
+                    f"{type(self.policy).__name__}.between() must return one state for each of the "
+                    f"{len(self.records)} sites; got {len(states)}"
+                )
+            self.records = [r._replace(state=state) for r, state in zip(self.records, states, strict=True)]
+        self.index += 1
+        self.carry = self.bad = None
 
     def step(self, hook: SiteHook, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Adapt one site to its input; returns a per-instance affine map (scale, offset) (n, C) if one is needed."""
@@ -60,10 +76,17 @@ class Pass:
         evidence, kept, excluded = gather_evidence(x, self.composition, self.carry, self.bad)
         if kept is not None:
             self.bad = ~kept
+        first = self.index == 0  # a further pass brings the same instances again: not counted twice
+        lost = before.excluded + (excluded if first else 0)
         if evidence is None:
             status = "skipped: non-finite input" if excluded else "skipped: empty batch"
-            self.records[hook.index] = before._replace(excluded=before.excluded + excluded, status=status)
+            self.records[hook.index] = before._replace(excluded=lost, status=status)
             return None
+        self._had_evidence = True
+        if self._needs_input:
+            evidence = evidence._replace(input=x if kept is None else x[kept])
+        if not first:
+            evidence = evidence._replace(pass_index=self.index)
         result = self.policy.step(before.state, evidence, hook.source)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):
             raise TypeError(
@@ -72,11 +95,11 @@ class Pass:
             )
         state, statistics = result
         self.carry = statistics.carry
-        count, excluded = before.count + evidence.count, before.excluded + excluded
+        count = before.count + (evidence.count if first else 0)
         buffers = self._buffers(hook, statistics, before.buffers)
         if buffers is None or not _are_finite(statistics.instances):
             status = "skipped: non-finite statistics"
-            self.records[hook.index] = before._replace(count=count, excluded=excluded, status=status)
+            self.records[hook.index] = before._replace(count=count, excluded=lost, status=status)
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
         instances = None
@@ -85,7 +108,7 @@ class Pass:
         status = "adapted" if diagnostics is None else diagnostics.status
         if instances is not None:
             status += ", per instance"
-        self.records[hook.index] = Record(state, buffers, count, excluded, status, diagnostics)
+        self.records[hook.index] = Record(state, buffers, count, lost, status, diagnostics)
         hook.site.write(*buffers)
         return instances
 

@@ -53,6 +53,8 @@ class Source(NamedTuple):
         units: Units of the output about m_s and v_s.
         aligned: The same about the moments that source data really have, from a profile; None without one. They differ
             from the running statistics, which were averaged over training batches of an unfinished network.
+        site_index: The site's place among the model's sites, from 0, in the order of `named_modules()`.
+        site_count: Number of the model's sites.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Source(NamedTuple):
     class_frequencies: PerClass | None
     units: Units
     aligned: Units | None = None
+    site_index: int = 0
+    site_count: int = 1
 
 
 class Diagnostics(NamedTuple):
@@ -121,6 +125,13 @@ class Policy:
     needs_predictions: ClassVar[bool] = False
     """Whether the policy cannot work without class probabilities; the model's output must then give them."""
 
+    needs_input: ClassVar[bool] = False
+    """Whether `evidence.input` is wanted: the activations themselves, for rules that moments do not serve."""
+
+    passes: ClassVar[int] = 1
+    """Forward passes over each batch; only the last one's output is the answer. `between` is called between them, and
+    `evidence.pass_index` tells which one it is. Instances are counted in the first."""
+
     def init(self, source: Source) -> State:
         """The state of a site that has seen nothing. Default: none."""
         return ()
@@ -128,6 +139,17 @@ class Policy:
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
         """The new state, and the statistics with which this batch is normalized."""
         raise TypeError(f"{type(self).__name__} must define step(state, evidence, source) -> (state, Statistics)")
+
+    def between(self, states: list[State]) -> list[State]:
+        """All sites' states between two passes over the same batch, for rules that compare layers. Pure, like `step`.
+
+        Args:
+            states: One per site, in the order of `source.site_index`; a site that the model did not call is among them.
+
+        Returns:
+            The states with which the next pass begins, in the same order. Default: the same.
+        """
+        return states
 
 
 def units_about(mean: PerChannel, variance: PerChannel, m_s: PerChannel, v_s: PerChannel, eps: float) -> Units:
