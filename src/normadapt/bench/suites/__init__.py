@@ -1,0 +1,1 @@
+"""What the benchmark runs on: models with the shifted data they meet."""
