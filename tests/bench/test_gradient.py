@@ -177,18 +177,18 @@ def test_wrong_arguments(method):
 
 @pytest.mark.parametrize("name", ["1d-series", "instance"])
 def test_the_gradient_goes_through_the_batch_statistics(name):
-    """Central differences of the loss by an early layer's scale: a constant statistic later would give another slope."""
+    """Central differences of the loss by an early scale: later statistics held constant would give another slope."""
     case = CASES[name]
     model, x = case.model().double(), case.target(6).double()
     tent = Tent(model)
     tent(x)
-    early = tent.model[1].weight.grad[0]
+    early = float(tent.model[1].weight.grad[0])
 
     def loss(move):
         moved = copy.deepcopy(model)
         moved[1].weight.data[0] += move
         logits = na.adapt(moved, policy=BatchStatistics())(x)
-        return float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean())
+        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean().item()
 
     step = 1e-5
-    assert float(early) == pytest.approx((loss(step) - loss(-step)) / (2 * step), rel=1e-4)
+    assert early == pytest.approx((loss(step) - loss(-step)) / (2 * step), rel=1e-4)
