@@ -211,3 +211,17 @@ def test_gradients_flow_through_the_last_pass():
     na.adapt(case.model(), policy=TEMA())(x).sum().backward()
     assert bool(x.grad.isfinite().all())
     assert float(x.grad.abs().sum()) > 0
+
+
+def test_every_pass_begins_with_all_instances():
+    """An instance that turns NaN on the way is left out from there on, in each pass anew."""
+
+    class Breaks(nn.Module):
+        def forward(self, x):
+            return torch.where(x > 5, float("nan"), x)
+
+    policy = Watching()
+    na.adapt(nn.Sequential(nn.BatchNorm1d(2), Breaks(), nn.BatchNorm1d(2)).eval(), policy=policy)(
+        torch.tensor([[1.0, 2.0], [3.0, 9.0], [5.0, 1.0]])
+    )
+    assert [shape for *_, shape in policy.seen] == [(3, 2), (2, 2)] * 3

@@ -192,3 +192,25 @@ def test_the_gradient_goes_through_the_batch_statistics(name):
 
     step = 1e-5
     assert early == pytest.approx((loss(step) - loss(-step)) / (2 * step), rel=1e-4)
+
+
+class Tied(nn.Module):
+    """Reaches a parameter by a list of its own, where nobody who replaces parameters finds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 4)
+        self.weights = [self.head.weight]
+
+    def forward(self, x):
+        return self.norm(x) @ self.weights[0].T
+
+
+def test_the_originals_parameters_get_no_gradient():
+    model = Tied().eval()
+    before = copy.deepcopy(everything(model))
+    tent = Tent(model)
+    tent(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    assert same(everything(model), before)
+    assert not torch.equal(tent.model.norm.weight, model.norm.weight)
