@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from normadapt import baselines
 from normadapt.adapt import adapt
 from normadapt.answers import answer_stream
+from normadapt.bench_command import bench
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
@@ -95,6 +96,9 @@ def main(
     ] = False,
 ) -> None:
     """Keeps the normalization statistics of a trained model right while the data drift."""
+
+
+app.add_typer(bench, name="bench")
 
 
 @app.command()

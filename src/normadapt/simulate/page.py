@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from normadapt.page_style import STYLE
 from normadapt.simulate.charts import chart
 from normadapt.simulate.results import Experiment, Figure, Finding
 
 _STYLE = """
-:root{--bg:#fff;--fg:#1c1f24;--soft:#59616e;--grid:#e4e7ec;--axis:#8a93a0;--card:#f7f8fa;
---c0:#0b62c4;--c1:#c8501e;--c2:#1b7f4d;--c3:#8a3fb0;--c4:#a87400;--c5:#00808f;--c6:#c22f63;--c7:#5d6a1f}
-@media (prefers-color-scheme:dark){:root{--bg:#14171c;--fg:#e6e9ee;--soft:#a3adba;--grid:#2a3038;--axis:#707a88;
---card:#1b1f26;--c0:#6cb0ff;--c1:#ff9a68;--c2:#5fcf95;--c3:#cf97f0;--c4:#e6b84d;--c5:#55d0de;--c6:#ff86ac;--c7:#bccb6c}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:24px 16px 64px}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 .3em}
-h2{font-size:1.25rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid var(--grid)}
-h3{font-size:1rem;margin:0 0 .5em}
-p{margin:.5em 0}
-.lead,figcaption{color:var(--soft)}
 nav a{color:var(--c0);margin-right:1em;white-space:nowrap}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px}
 figure{margin:0;padding:14px;background:var(--card);border-radius:8px;min-width:0}
@@ -64,7 +53,7 @@ def page(experiments: Sequence[Experiment], version: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>normadapt simulate</title>
-<style>{_STYLE}{_LINES}</style>
+<style>{STYLE}{_STYLE}{_LINES}</style>
 </head>
 <body>
 <main>

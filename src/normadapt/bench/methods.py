@@ -1,0 +1,207 @@
+"""The rows of the table: every rule under its usual name, with its settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+from normadapt import baselines
+from normadapt.adapt import adapt
+from normadapt.bench.gradient import ETA, Tent
+from normadapt.errors import NormadaptError, SpecError
+from normadapt.policies import Policy, Track
+from normadapt.profile import SourceProfile
+
+Role: TypeAlias = Literal["baseline", "gradient", "ours", "ablation", "limit"]
+Answering: TypeAlias = Callable[[Tensor], Any]
+"""A fresh model: takes a batch of inputs, adapts, and gives the output."""
+
+SOURCE, LIMIT, TRACK, TRACK_PROFILE = "Source", "limit", "Track", "Track + profile"
+_PROFILED = " + profile"
+
+
+class Make(Protocol):
+    """Makes a fresh answering model; its `repr` names every hyper-parameter."""
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Adapting:
+    """Adapts with a policy, in this library's usual way."""
+
+    policy: Policy
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
+        """The adapted model."""
+        return adapt(model, profile, self.policy)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A gradient method with its default learning rate."""
+
+    method: type[Tent]
+    learning_rate: float = 1e-3
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
+        """A learning copy of the model."""
+        return self.method(model, learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The model as it was trained, in eval mode."""
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
+        """The model itself: it changes nothing."""
+        return model
+
+
+@dataclass(frozen=True)
+class Limit:
+    """True statistics of every domain; the runner measures them, since no stream tells which domain it shows."""
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
+        """Cannot be asked without a domain."""
+        raise NormadaptError("the limit is a matter of domains, not of a stream\n  -> normadapt.bench.limit")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Args:
+        name: As tables show it.
+        family: What settings of one rule have in common ("EMA").
+        role: A fixed rule of the field, a gradient method, ours, ours with a step removed, or the limit.
+        make: Makes a fresh answering model.
+        batch_independent: Whether an answer depends on its own instance alone, so that one pass serves all streams.
+        uses_profile: Whether it needs source data.
+    """
+
+    name: str
+    family: str
+    role: Role
+    make: Make
+    batch_independent: bool = False
+    uses_profile: bool = False
+    setting: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "setting", repr(self.make) + (_PROFILED if self.uses_profile else ""))
+
+
+def _rule(name: str, policy: Policy, family: str | None = None, **more: Any) -> Method:
+    return Method(name, family or name.partition("(")[0], "baseline", Adapting(policy), **more)
+
+
+def ours(policy: Policy, name: str, role: Role = "ours", *, profile: bool = False) -> Method:
+    """A row of ours; with `profile` it is named so and shown only where source data are available."""
+    return Method(name + _PROFILED if profile else name, "Track", role, Adapting(policy), uses_profile=profile)
+
+
+_ROWS: tuple[Method, ...] = (
+    Method(SOURCE, "Source", "baseline", Plain(), batch_independent=True),
+    _rule("BatchStatistics", baselines.BatchStatistics()),
+    *(_rule(f"SchneiderPrior({prior})", baselines.SchneiderPrior(float(prior))) for prior in (8, 16, 32, 128)),
+    _rule("AlphaBN", baselines.AlphaBN()),
+    *(_rule(f"EMA({momentum:g})", baselines.EMA(momentum)) for momentum in (0.2, 0.1, 0.05, 0.01)),
+    _rule("DUA", baselines.DUA()),
+    *(_rule(f"IABN({k:g})", baselines.IABN(k), batch_independent=True) for k in (3.0, 4.0)),
+    _rule("RBN", baselines.RBN()),
+    _rule("TBR", baselines.TBR()),
+    _rule("UnMixTNS", baselines.UnMixTNS()),
+    _rule("TEMA", baselines.TEMA()),
+    _rule("Hybrid", baselines.Hybrid()),
+    _rule("MedBN", baselines.MedBN()),
+    Method("Tent", "Tent", "gradient", Learning(Tent)),
+    Method("ETA", "ETA", "gradient", Learning(ETA)),
+    ours(Track(), TRACK),
+    ours(Track(), TRACK, profile=True),
+    Method(LIMIT, "limit", "limit", Limit(), batch_independent=True),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ROWS}
+"""The rows of the table by name, in the order in which they are shown."""
+
+_ABLATIONS: tuple[Method, ...] = ()
+ABLATIONS: Mapping[str, Method] = {method.name: method for method in _ABLATIONS}
+"""Ours with one step removed each, by name; asked for with `--methods ablations`."""
+
+_MAIN = (SOURCE, "BatchStatistics", "SchneiderPrior(16)", "EMA(0.1)", "IABN(4)", TRACK, TRACK_PROFILE, LIMIT)
+_GROUPS: Mapping[str, Callable[[], Iterable[Method]]] = {
+    "all": METHODS.values,
+    "main": lambda: (METHODS[name] for name in _MAIN),
+    "baselines": lambda: (m for m in METHODS.values() if m.role in ("baseline", "gradient")),
+    "ours": lambda: (m for m in METHODS.values() if m.role == "ours"),
+    "ablations": ABLATIONS.values,
+}
+GROUPS = tuple(_GROUPS)
+"""Names that stand for several rows."""
+
+
+def select_methods(words: Iterable[str] | None) -> list[Method]:
+    """The rows that were asked for, and always Source and the limit: what is gained is measured between them.
+
+    Args:
+        words: Names, families ("EMA") and groups ("all", "main", "baselines", "ours", "ablations"), each possibly
+            several with commas between; also settings of ours such as "Track(memory=500)", with " + profile" behind
+            it where source data should be used. None for all.
+
+    Raises:
+        SpecError: If a word stands for nothing.
+
+    Example:
+        >>> [method.name for method in select_methods(["Track(memory=500), BatchStatistics"])]
+        ['Source', 'BatchStatistics', 'Track(memory=500)', 'limit']
+    """
+    asked = ["all"] if words is None else [part.strip() for word in words for part in _parts(word) if part.strip()]
+    chosen: dict[str, Method] = {name: METHODS[name] for name in (SOURCE, LIMIT)}
+    for word in asked:
+        for method in _meant(word):
+            chosen.setdefault(method.name, method)
+    order = [*METHODS, *ABLATIONS]
+    place = {name: i for i, name in enumerate(order)}
+    # What is not in the list comes before the limit, in the order in which it was asked for.
+    return sorted(chosen.values(), key=lambda m: (m.role == "limit", place.get(m.name, len(order))))
+
+
+def _parts(word: str) -> list[str]:
+    """Split at commas that are not within parentheses."""
+    return re.split(r",(?![^(]*\))", word)
+
+
+def _meant(word: str) -> list[Method]:
+    lower = word.lower()
+    if lower in _GROUPS:
+        return list(_GROUPS[lower]())
+    every = [*METHODS.values(), *ABLATIONS.values()]
+    exact = [m for m in every if m.name.lower() == lower]
+    found = exact or [m for m in every if m.family.lower() == lower]
+    if found:
+        return found
+    setting = re.fullmatch(r"Track\((.*)\)( \+ profile)?", word)
+    if setting is not None:
+        return [ours(_track(word, setting[1]), word.removesuffix(_PROFILED), profile=setting[2] is not None)]
+    names = [*_GROUPS, *dict.fromkeys(m.family for m in every), *(m.name for m in every)]
+    close = get_close_matches(word, names, 1, 0.4)
+    hint = f"did you mean {close[0]!r}? all are in: normadapt bench list" if close else "see: normadapt bench list"
+    raise SpecError(f"--methods: there is no method {word!r}\n  -> {hint}")
+
+
+def _track(word: str, arguments: str) -> Track:
+    """`Track` with the arguments written in a method's name: keywords with literal values."""
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("keywords only")
+        return Track(**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise SpecError(f"--methods: {word!r} cannot be made ({error})\n  -> such as: Track(memory=500)") from error
