@@ -21,6 +21,9 @@ Split: TypeAlias = Literal["report", "dev"]
 CACHE = Path("normadapt-out/bench-cache")
 """Where suites keep what is costly to make, unless told otherwise: relative to the working directory."""
 
+_KEPT = 24
+"""Domains a task keeps in memory; gradual streams visit many more, each of them once."""
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -56,7 +59,7 @@ class Task:
     Args:
         name: Unique among all suites, such as "fashion-c/5".
         model: In eval mode.
-        make: Makes a domain by its name; called once for each, the result is kept.
+        make: Makes a domain by its name, always the same; what was made last is kept.
         clean: Name of the domain without shift, None where there is none.
         shifts: Names of the shifted domains, in the order in which continual streams visit them.
         ramps: From a shift to the names of domains of rising severity that end with the shift itself.
@@ -94,18 +97,20 @@ class Task:
         return tuple(dict.fromkeys([*([] if self.clean is None else [self.clean]), *self.shifts, *steps]))
 
     def domain(self, name: str) -> Domain:
-        """The instances of a domain, made at the first call.
+        """The instances of a domain, made when it is asked for.
 
         Raises:
             NormadaptError: If the task has no such domain.
         """
-        if name not in self._domains:
-            if name not in self.domain_names:
-                raise NormadaptError(
-                    f"the task {self.name} has no domain {name!r}\n  -> one of: {', '.join(self.domain_names)}"
-                )
-            self._domains[name] = self._make(name)
-        return self._domains[name]
+        if name not in self.domain_names:
+            raise NormadaptError(
+                f"the task {self.name} has no domain {name!r}\n  -> one of: {', '.join(self.domain_names)}"
+            )
+        found = self._domains.pop(name, None) or self._make(name)
+        self._domains[name] = found  # the last one is the one used last
+        if len(self._domains) > _KEPT:
+            del self._domains[next(iter(self._domains))]
+        return found
 
     def correct(self, output: Tensor, labels: Tensor) -> Tensor:
         """Which answers are right, (n,) bool: by default those whose largest score is the label's.
