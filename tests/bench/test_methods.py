@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from bench.fake import data, model
+
+from normadapt.bench.cells import fingerprint
+from normadapt.bench.methods import ABLATIONS, METHODS, select_methods
+from normadapt.errors import SpecError
+
+
+def _names(*words: str) -> list[str]:
+    return [method.name for method in select_methods(words)]
+
+
+def test_source_and_limit_are_always_there() -> None:
+    assert _names("MedBN") == ["Source", "MedBN", "limit"]
+    assert _names() == ["Source", "limit"]
+    assert [m.name for m in select_methods(None)] == list(METHODS)
+
+
+def test_families_groups_and_commas() -> None:
+    assert _names("ema,medbn") == ["Source", "EMA(0.2)", "EMA(0.1)", "EMA(0.05)", "EMA(0.01)", "MedBN", "limit"]
+    assert _names("ours") == ["Source", "Track", "Track + profile", "limit"]
+    assert "Tent" in _names("baselines")
+    assert set(_names("ablations")) == {"Source", "limit", *ABLATIONS}
+
+
+def test_settings_of_track_are_read_from_their_name() -> None:
+    found = select_methods(["Track(memory=500, significance=0.1) + profile, Track(memory=7)"])
+    assert [m.name for m in found[1:3]] == ["Track(memory=500, significance=0.1) + profile", "Track(memory=7)"]
+    assert [m.uses_profile for m in found[1:3]] == [True, False]
+    assert "memory=500" in found[1].setting
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("BatchStatistic", "did you mean 'BatchStatistics'"), ("Track(nothing=1)", "nothing"), ("Track(7)", "keywords"),
+     ("Track(memory=open('x'))", "cannot be made"), ("Track(memory=-1)", "memory")],
+)  # fmt: skip
+def test_unknown_names_are_said_with_a_remedy(word: str, hint: str) -> None:
+    with pytest.raises(SpecError, match="--methods") as raised:
+        select_methods([word])
+    assert hint in str(raised.value)
+    assert "\n  -> " in str(raised.value)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_methods_can_be_sent_to_another_process(method: object) -> None:
+    assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_settings_tell_methods_apart() -> None:
+    settings = [m.setting for m in METHODS.values()]
+    assert len(set(settings)) == len(settings)
+    assert fingerprint(METHODS["Track"]) != fingerprint(METHODS["MedBN"])
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.role != "limit" and not m.uses_profile])
+def test_methods_leave_the_model_alone_and_start_afresh(name: str) -> None:
+    net, images = model().requires_grad_(False), data("faint", 16, 0)[0]
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        one = METHODS[name].make(net, None)
+        first, second = one(images), one(images + 1)
+        again = METHODS[name].make(net, None)
+        assert torch.equal(again(images), first)
+    assert second.shape == (16, 3)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.batch_independent and m.role != "limit"])
+def test_batch_independent_means_what_it_says(name: str) -> None:
+    net, images = model(), data("faint", 16, 0)[0]
+    with torch.no_grad():
+        call = METHODS[name].make(net, None)
+        together = call(images)
+        alone = torch.cat([call(image) for image in images.split(1)])
+    assert torch.allclose(together, alone, atol=1e-4)
