@@ -22,9 +22,7 @@ from normadapt.bench.page import page
 from normadapt.bench.results import Results
 from normadapt.bench.runner import Plan, run_plan
 from normadapt.bench.streams import BATCH_SIZES, STREAMS
-from normadapt.bench import suites as _suites_module
-
-SUITES = getattr(_suites_module, "SUITES", {})
+from normadapt.bench.suites import SUITES
 from normadapt.bench.suites.base import Suite
 from normadapt.bench.targets import targets
 from normadapt.bench_tables import failures, list_tables, reading, result_tables, targets_table

@@ -12,9 +12,7 @@ from rich.text import Text
 
 from normadapt.bench.methods import ABLATIONS, METHODS
 from normadapt.bench.results import Results
-from normadapt.bench import suites as _suites_module
-
-SUITES = getattr(_suites_module, "SUITES", {})
+from normadapt.bench.suites import SUITES
 from normadapt.bench.summary import Summary, summarize
 from normadapt.bench.targets import Target
 
@@ -150,7 +148,12 @@ def list_tables() -> Group:
     for suite in SUITES.values():
         missing = suite.missing()
         state = Text("missing", style="yellow") if missing else Text("ready", style="green")
-        lines = [escape(suite.summary + (" (negative control)" if suite.negative else ""))]
+        lines = [
+            escape(
+                suite.summary
+                + (" (negative control)" if suite.negative and "negative control" not in suite.summary else "")
+            )
+        ]
         for need in suite.needs:
             lines.append(f"[dim]needs[/] {escape(need.what)}" + ("" if need.is_there() else ":"))
             if not need.is_there():

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench.fake import data, model
 from torch import nn
 
+from bench.fake import data, model
 from normadapt.bench.limit import true_statistics
 from normadapt.errors import NormadaptError
 

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from bench.fake import data, model
 
+from bench.fake import data, model
 from normadapt.bench.cells import fingerprint
 from normadapt.bench.methods import ABLATIONS, METHODS, select_methods
 from normadapt.errors import SpecError

@@ -5,8 +5,8 @@ from itertools import groupby, pairwise
 import numpy as np
 import pytest
 import torch
-from bench.fake import FakeTask, data
 
+from bench.fake import FakeTask, data
 from normadapt.bench.streams import (
     CLEAN,
     MIXED,
