@@ -154,8 +154,12 @@ def usps_net() -> nn.Module:
     return model.eval()
 
 
-def mnist_digits(seed: int = 0) -> tuple[Images, Tensor]:
+def mnist_digits(seed: int = 0, size: int = 16) -> tuple[Images, Tensor]:
     """The 5,000 MNIST digits and their labels (n,), in an order drawn from `seed`.
+
+    Args:
+        seed: Of the order.
+        size: Pixels per side of the images; USPSNet takes 16.
 
     Raises:
         NormadaptError: If the package that holds them is not installed.
@@ -165,7 +169,7 @@ def mnist_digits(seed: int = 0) -> tuple[Images, Tensor]:
     table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))]
     images = table[:, :784].view(-1, 1, 28, 28) / 255
     # The model's own pre-processing: antialiased bilinear.
-    images = F.interpolate(images, size=(16, 16), mode="bilinear", antialias=True)
+    images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     return images, table[:, 784].long()
 
 
