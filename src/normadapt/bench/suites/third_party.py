@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normadapt import demo
@@ -86,7 +87,7 @@ class _Digits(Suite):
 
     def _tasks(self, split: Split, seed: int) -> list[Task]:
         every, labels = self._images()
-        chosen = torch.from_numpy(_chosen(len(every), split, seed))
+        chosen = torch.from_numpy(chosen_images(len(every), split, seed))
         images, labels = every[chosen], labels[chosen]
 
         def make(name: str) -> Domain:
@@ -112,7 +113,8 @@ class _Digits(Suite):
         ]
 
 
-def _chosen(count: int, split: Split, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def chosen_images(count: int, split: Split, seed: int) -> NDArray[np.int64]:
+    """Positions of the images of a split: a draw from one half of them for `report`, from the other for `dev`."""
     order = np.random.default_rng(_HALVES).permutation(count)
     half = order[: count // 2] if split == "report" else order[count // 2 :]
     return np.random.default_rng(draw(split, seed, "images")).permutation(half)[:IMAGES]
