@@ -68,8 +68,8 @@ class Cell:
         bits: Right or wrong, one per instance (L,), in the order of the stream; empty if it failed.
         segments: Instances of each part met with a fresh model.
         visits: What came one after another: (domain, instances).
-        seconds: Time in the method's calls.
-        batch_seconds: Median time of a call with a full batch.
+        seconds: Processor time in the method's calls.
+        batch_seconds: Median processor time of a call with a full batch.
         plain_seconds: Median time of the plain model in eval mode for the same, measured beside it.
         error: What went wrong, in a line; None if nothing did.
     """

@@ -76,7 +76,7 @@ def _scope(results: Results, scope: str) -> list[str]:
     parts += ["### By stream", "% right, mean over batch sizes and tasks.", _by_stream(results, main)]
     if any(s.recovery for s in main):
         parts += ["### Batches to recover after a jump", _recovery(main, sizes)]
-    parts += ["### Cost", "Median time of a batch, relative to the plain model in eval mode.", _costs(main, sizes)]
+    parts += ["### Cost", "Median processor time of a batch, relative to the plain model in eval mode on the same batches.", _costs(main, sizes)]
     ablations = [s for s in found if results.methods[s.method].role in ("ablation", "ours")]
     if any(results.methods[s.method].role == "ablation" for s in ablations):
         parts += ["### Ours with a step removed", _averages(results, ablations)]

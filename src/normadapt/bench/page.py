@@ -53,8 +53,8 @@ stream underlined. The limit has each domain&#39;s true statistics. Point at a c
 <h2 id="averages">Averages</h2>
 {averages}
 <p class="note">regret: points behind the best rule of a cell, on average and at worst. gain: share of the way from
-Source to the limit. clean: points lost on clean data, at the worst batch size. cost: time of a batch relative to the
-plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals are 95 %.</p>
+Source to the limit. clean: points lost on clean data, at the worst batch size. cost: processor time of a batch relative
+to the plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals are 95 %.</p>
 <h2 id="targets">The targets</h2>
 <div class="scroll targets">{_targets(targets(results))}</div>
 </main>

@@ -23,6 +23,7 @@ from normadapt.errors import NormadaptError
 from normadapt.profile import SourceProfile
 from normadapt.profiling import profile_source
 
+# All times are the processor's, not the clock's: other processes then do not count, and there is one thread.
 _CHUNK = 256  # instances per call where a batch's size changes nothing
 _PLAIN_SHARE, _PLAIN_LEAST = 0.1, 3  # time for timing the plain model, relative to the method's; calls at least
 _TIMED_CALLS, _TIMED_SECONDS = 30, 0.5  # of methods that are not run on whole streams
@@ -129,9 +130,9 @@ def _answer_stream(workshop: Workshop, job: Job, task: Task, key: Key, profile: 
         torch.manual_seed(zlib.crc32(f"{job.seed} {key.task} {key.stream} {position}".encode()))
         call = job.method.make(task.model, profile)
         for batch, truth in zip(values.split(n), labels.split(n), strict=True):
-            begin = time.perf_counter()
+            begin = time.process_time()
             output = call(batch)
-            took = time.perf_counter() - begin
+            took = time.process_time() - begin
             total += took
             if len(batch) == n:
                 full.append(took)
@@ -146,9 +147,9 @@ def _time_calls(call: Callable[[Tensor], Any], batches: Sequence[Tensor], second
     """Median time of a call, over as many as fit in so many seconds, and at least a few."""
     times: list[float] = []
     for batch in batches[:_TIMED_CALLS]:
-        begin = time.perf_counter()
+        begin = time.process_time()
         call(batch)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
         if len(times) >= _PLAIN_LEAST and sum(times) > seconds:
             break
     return statistics.median(times)
