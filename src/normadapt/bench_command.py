@@ -31,6 +31,8 @@ from normadapt.outputs import check_file, folder, plain, print_files, print_json
 from normadapt.progress import progress_bar
 
 QUICK_SCALE, QUICK_SIZES, QUICK_METHODS = 0.1, (1, 16), ("main",)
+QUICK_STREAMS = ("iid", "continual", "mixed", "runs", "clean")
+_JUDGED = 0.3  # scale from which targets are printed: shorter streams say too little
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False, add_completion=False)
 
@@ -72,7 +74,7 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three minutes: short streams, two batch sizes, the main methods.")
+        bool, typer.Option("--quick", help="Three minutes: few and short streams, two batch sizes, the main methods.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Reuse what --out holds of the same code and seed.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results.json, bench.html, cells.jsonl.")] = Path(
@@ -90,7 +92,7 @@ def run(
     chosen, skipped = _suites(_split(suite))
     plan = Plan(
         tuple(chosen),
-        tuple(_streams(_split(streams))),
+        tuple(_streams(_split(streams), QUICK_STREAMS if quick else tuple(STREAMS))),
         tuple(select_methods(methods if methods is not None else QUICK_METHODS if quick else None)),
         _sizes(_split(batch_size), quick=quick),
         split.value,
@@ -134,7 +136,7 @@ def run(
     console = Console()
     console.print(result_tables(results, console.width))
     found = targets(results)
-    if any(target.reached is not None for target in found):
+    if plan.scale >= _JUDGED and any(target.reached is not None for target in found):
         console.print("\nThe targets (points)\n", style="bold")
         console.print(targets_table(found))
     for line in failures(results):
@@ -198,11 +200,11 @@ def _suites(names: list[str] | None) -> tuple[list[Suite], list[str]]:
     return ready, list(lines.values())
 
 
-def _streams(names: list[str] | None) -> list[str]:
+def _streams(names: list[str] | None, usual: tuple[str, ...]) -> list[str]:
     unknown = [name for name in names or [] if name not in STREAMS]
     if unknown:
         raise SpecError(f"--streams: there is no stream {unknown[0]!r}\n  -> among: {', '.join(STREAMS)}")
-    return [name for name in STREAMS if names is None or name in names]
+    return [name for name in STREAMS if name in (usual if names is None else names)]
 
 
 def _sizes(values: list[str] | None, *, quick: bool) -> tuple[int, ...]:
@@ -221,7 +223,7 @@ def _command(plan: Plan, *, quick: bool) -> str:
         words.append("--quick")
     if len(plan.suites) < len(SUITES):
         words += [word for suite in plan.suites for word in ("--suite", suite.name)]
-    if len(plan.streams) < len(STREAMS):
+    if plan.streams != (QUICK_STREAMS if quick else tuple(STREAMS)):
         words += ["--streams", ",".join(plan.streams)]
     usual = select_methods(QUICK_METHODS if quick else None)
     if list(plan.methods) != usual:

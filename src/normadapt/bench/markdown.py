@@ -76,7 +76,11 @@ def _scope(results: Results, scope: str) -> list[str]:
     parts += ["### By stream", "% right, mean over batch sizes and tasks.", _by_stream(results, main)]
     if any(s.recovery for s in main):
         parts += ["### Batches to recover after a jump", _recovery(main, sizes)]
-    parts += ["### Cost", "Median processor time of a batch, relative to the plain model in eval mode on the same batches.", _costs(main, sizes)]
+    parts += [
+        "### Cost",
+        "Median processor time of a batch, relative to the plain model in eval mode on the same batches.",
+        _costs(main, sizes),
+    ]
     ablations = [s for s in found if results.methods[s.method].role in ("ablation", "ours")]
     if any(results.methods[s.method].role == "ablation" for s in ablations):
         parts += ["### Ours with a step removed", _averages(results, ablations)]
@@ -193,12 +197,13 @@ def _interval(found: Interval | None) -> str:
 
 def _method(results: Results) -> str:
     plan = results.plan
-    short = [n for n in plan.batch_sizes if scale_at(n, plan.scale) < plan.scale]
     streams = "\n".join(f"- **{name}**: {STREAMS[name]}." for name in plan.streams)
-    length = f"{round(PER_SHIFT * plan.scale)} instances of each shift"
-    halves = f", half as many at n = {', '.join(map(str, short))}" if short else ""
-    return f"""Every method answers the same streams, with a fresh model where a stream says so. A stream has
-{length}{halves}.
+    lengths: dict[int, list[int]] = {}
+    for n in plan.batch_sizes:
+        lengths.setdefault(round(PER_SHIFT * scale_at(n, plan.scale)), []).append(n)
+    length = ", ".join(f"{count} at n = {' and '.join(map(str, sizes))}" for count, sizes in lengths.items())
+    return f"""Every method answers the same streams, with a fresh model where a stream says so. Instances of
+each shift in each stream: {length}. Instances of a domain come without replacement until all have been seen.
 
 {streams}
 

@@ -21,20 +21,20 @@ from normadapt.bench.suites.base import Split, Task
 Indices: TypeAlias = NDArray[np.int64]
 
 BATCH_SIZES = (1, 4, 16, 64, 200)
-PER_SHIFT = 300
-"""Instances of each shift in each stream, at scale 1."""
-MIXED, CLEAN = 2000, 2000
-"""Instances of the mixed and of the clean stream, at scale 1."""
+PER_SHIFT = 400
+"""Instances of each shift in each stream, at scale 1 and for large batches."""
+MIXED, CLEAN = 3000, 3000
+"""Instances of the mixed and of the clean stream, likewise."""
 RUN_LENGTHS = (10, 40)
 CONCENTRATION = 0.1  # of the Dirichlet law: the smaller, the fewer classes share a time slot
 SLOTS = 10
 _VISITS = 8  # domains a continual stream should visit: a task with few shifts goes round several times
-_SHORT_BELOW, _SHORT = 16, 0.5
+_SHARES = ((16, 0.25), (64, 0.6))  # below these batch sizes streams are shorter: an instance costs more there
 
 
 def scale_at(batch_size: int, scale: float) -> float:
-    """The scale in effect: streams of small batches, where an instance costs most, are half as long."""
-    return scale * (_SHORT if batch_size < _SHORT_BELOW else 1.0)
+    """The scale in effect at a batch size: what small batches take longer, their streams are shorter."""
+    return scale * next((share for below, share in _SHARES if batch_size < below), 1.0)
 
 
 @dataclass(frozen=True)
