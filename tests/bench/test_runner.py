@@ -88,7 +88,7 @@ def test_the_limit_has_each_domains_own_statistics() -> None:
     _, cells = run_plan(_plan(streams=("mixed",), batch_sizes=(16,)))
     cell = _by(cells)["fake/0", "mixed", 16, "limit"]
     task = Fake().tasks("report", 0)[0]
-    segment = build_stream("mixed", task, "report", 0, 0.1).segments[0]  # type: ignore[union-attr]
+    segment = build_stream("mixed", task, "report", 0, scale_at(16, 0.1)).segments[0]  # type: ignore[union-attr]
     models = [true_statistics(task.model, task.domain(name).inputs) for name in segment.domains]
     for bit, domain, index in zip(cell.bits, segment.domain, segment.index, strict=True):
         found = task.domain(segment.domains[domain])

@@ -87,8 +87,6 @@ class Cell:
         """One line of JSON."""
         values: dict[str, Any] = {**self.__dict__, "key": self.key.__dict__, "count": len(self.bits)}
         values["bits"] = base64.b64encode(np.packbits(self.bits).tobytes()).decode()
-        for name in ("seconds", "batch_seconds", "plain_seconds"):
-            values[name] = float(f"{values[name]:.4g}")
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,7 +53,7 @@ def _curves(results: Results, place: Place) -> Curves:
 
 def binned(bits: Bits, width: int) -> tuple[float, ...]:
     """Means of consecutive bins of so many instances; a rest of less than half a bin joins the one before."""
-    number = max(1, round(len(bits) / width))
+    number = max(1, math.floor(len(bits) / width + 0.5))
     starts = np.arange(number) * width
     counts = np.diff(np.append(starts, len(bits)))
     return tuple((np.add.reduceat(bits.astype(np.float64), starts) / counts).tolist())
