@@ -104,7 +104,8 @@ def test_the_command_in_the_report_makes_the_same_report(done: Path, tmp_path: P
 def test_markdown_says_what_is_needed(done: Path) -> None:
     text = (done / "B.md").read_text()
     for words in ("# Benchmarks", "seed 3", "normadapt bench --suite fake", "## `fake`", "## `control`",
-                  "negative control", "| **Track + profile** |", "### By stream", "### Batches to recover after a jump", "### Cost",
+                  "negative control", "| **Track + profile** |", "### By stream", "### Cost",
+                  "### Batches to recover after a jump",
                   "Hyper-parameters of ours were chosen on dev only", "**regret**", "## The targets"):  # fmt: skip
         assert words in text
     assert "--markdown docs/BENCHMARKS.md" in text
