@@ -17,6 +17,7 @@ function accuracies(scope) {
     const rows = sizes.map((n) => (scope.accuracy[n] || {})[name]);
     if (rows.some((row) => !row)) continue;
     const row = scope.streams.map((_, i) => mean(rows.map((values) => values[i])));
+    if (scope.name === data.all && row.some((v) => v == null)) continue; // it was not run in every suite
     found.set(name, [...row.map((v) => (v == null ? null : v / 100)), null]);
     found.get(name)[scope.streams.length] = mean(found.get(name).slice(0, -1));
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
@@ -103,7 +104,7 @@ def _row(results: Results, summary: Summary) -> str:
         *(f"<td>{_percent(summary.by_size, n)}</td>" for n in sizes),
         f"<td>{_points(summary.regret)}</td>",
         f"<td{where}>{_points(summary.worst)}</td>",
-        f"<td>{'–' if summary.share is None else f'{100 * summary.share:.0f} %'}</td>",
+        f"<td>{'–' if summary.share is None else f'{100 * summary.share:.0f} %'.replace('-', '−')}</td>",
         f"<td>{_points(max(summary.clean_loss.values(), default=None))}</td>",
         *(f"<td>{summary.cost[n]:.2f}×</td>" if n in summary.cost else "<td>–</td>" for n in sizes),
         *(f"<td>{_batches(summary.recovery.get(n))}</td>" for n in sizes),
@@ -133,7 +134,7 @@ def _targets(found: Iterable[Target]) -> str:
     verdicts = {True: ("yes", "reached"), False: ("no", "missed"), None: ("unknown", "not run")}
     rows = "\n".join(
         f'<tr><td>{escape(t.name)}, {escape(t.setting)}</td><td data-name="Wanted">{escape(t.wanted)}</td>'
-        f'<td data-name="Measured">{escape(t.measured.replace("-", "−", 1))}</td>'
+        f'<td data-name="Measured">{escape(re.sub("^-", "−", t.measured))}</td>'
         f'<td class="{verdicts[t.reached][0]}">{verdicts[t.reached][1]}</td></tr>'
         for t in found
     )
