@@ -100,7 +100,7 @@ def test_the_limit_has_each_domains_own_statistics() -> None:
 def test_batches_are_as_asked_and_the_last_one_is_kept() -> None:
     CALLS.clear()
     run_plan(_plan(methods=(COUNTING,), streams=("iid",), batch_sizes=(16,)))
-    assert CALLS == [0, 16, 8] * 4  # two tasks of two shifts with 24 instances each
+    assert CALLS == [0, 16, 3] * 4  # two tasks of two shifts with 19 instances each
 
 
 def test_profiles_are_used_only_where_they_are() -> None:

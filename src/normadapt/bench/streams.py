@@ -21,7 +21,7 @@ from normadapt.bench.suites.base import Split, Task
 Indices: TypeAlias = NDArray[np.int64]
 
 BATCH_SIZES = (1, 4, 16, 64, 200)
-PER_SHIFT = 400
+PER_SHIFT = 320
 """Instances of each shift in each stream, at scale 1 and for large batches."""
 MIXED, CLEAN = 3000, 3000
 """Instances of the mixed and of the clean stream, likewise."""
