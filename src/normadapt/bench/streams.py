@@ -32,6 +32,9 @@ _VISITS = 8  # domains a continual stream should visit: a task with few shifts g
 _SHARES = ((16, 0.25), (64, 0.6))  # below these batch sizes streams are shorter: an instance costs more there
 
 
+_NEGATIVE = 0.3  # negative controls are shorter: their models are twenty times slower, and there is nothing to gain
+
+
 def scale_at(batch_size: int, scale: float) -> float:
     """The scale in effect at a batch size: what small batches take longer, their streams are shorter."""
     return scale * next((share for below, share in _SHARES if batch_size < below), 1.0)
@@ -258,6 +261,8 @@ def build_stream(name: str, task: Task, split: Split, seed: int, scale: float) -
         return None
     words = [split, task.name, name]
     rng = np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in words)])
+    if task.negative:
+        scale *= _NEGATIVE
     segments = _BUILDERS[name][0](_Dealer(task, rng), scale)
     return Stream(name, tuple(segments)) if segments else None
 

@@ -14,7 +14,9 @@ from normadapt.statistics import Evidence
 
 _PRIOR_VARIANCE = 0.1  # of v_s; half-log-variances likewise
 _PRIOR_DEGREES = 2.0
-_PRIOR_COUNT = 32.0  # instances that the prior is worth
+_PRIOR_COUNT = 8.0  # instances that the prior is worth
+_MOST = (0.3, 0.5)  # what a layer but the last few can scatter between source instances, as a mean over channels
+_DEEP = 0.15  # of the layers, the last ones, whose instances lie apart because the classes do
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
 _ABSURD = 1000.0  # times the expectation: no domain lies there, a broken sensor does; such a batch teaches nothing
@@ -47,13 +49,16 @@ class LearnedSpread(NamedTuple):
         unseen: Instances that have passed since it was updated.
         total: Variance (2, C) across instances.
         sketch: Covariance (2, 16, 16) of the projected instances, channels weighted by gamma.
-        spread: The scatter shrunk to its prior: variance 0.1, two degrees of freedom, worth 32 instances.
+        one: sum_c w_c times the location's variance (C,), shrunk to its prior: variance 0.1 worth 8 instances.
+        spread: What the source's instances are taken to scatter: the same with two degrees of freedom for a prior, and
+            at most 0.3 (scale 0.5) in all layers but the last 15 %. What is above that comes from several domains.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
     unseen: float
     total: LocationScale
     sketch: Tensor
+    one: float
     spread: Spread
 
     @classmethod
@@ -61,7 +66,7 @@ class LearnedSpread(NamedTuple):
         """Nothing learned: the prior."""
         zeros = torch.zeros_like(source.units.offset)
         sketch = zeros.new_zeros(2, _SKETCH, _SKETCH)
-        return cls(0.0, 0.0, zeros, sketch, _shrunk(0.0, zeros, sketch, source))
+        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, source))
 
     def learn(
         self,
@@ -117,7 +122,7 @@ class LearnedSpread(NamedTuple):
         covariance = projected.transpose(1, 2) @ projected
         sketch = torch.lerp(self.sketch, covariance.div_(degrees), share)
         count = min(self.count + degrees, max(memory, degrees))
-        return LearnedSpread(count, 0.0, total, sketch, _shrunk(count, total, sketch, source))
+        return LearnedSpread(count, 0.0, total, sketch, *_shrunk(count, total, sketch, source))
 
 
 def width_of(mean: PerChannel, second: PerChannel) -> PerChannel:
@@ -131,9 +136,14 @@ def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
     return variance * weight + _PRIOR_VARIANCE * (1 - weight)
 
 
-def _shrunk(count: float, total: LocationScale, sketch: Tensor, source: Source) -> Spread:
+def _shrunk(count: float, total: LocationScale, sketch: Tensor, source: Source) -> tuple[float, Spread]:
     degrees = _degrees_of_freedom(count, total, sketch, source)
-    return Spread.from_total(shrink_to_prior(total, count), source.channel_weight, degrees)
+    variance = shrink_to_prior(total, count)
+    level = variance @ source.share
+    one = float(level[0]) * source.sum_weight[0]
+    if source.site_index < source.site_count - max(1, round(_DEEP * source.site_count)):
+        variance = variance * (level.new_tensor(_MOST) / level).clamp_max(1.0).unsqueeze(1)
+    return one, Spread.from_total(variance, source.channel_weight, degrees)
 
 
 def _degrees_of_freedom(count: float, total: LocationScale, sketch: Tensor, source: Source) -> Tensor:

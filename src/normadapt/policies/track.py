@@ -1,7 +1,8 @@
 """The default policy for streams: one window of evidence per site since the stream last changed.
 
-The weight is the pooled empirical-Bayes weight of that window against the source. What the window cannot know,
-because its classes are not the source's classes, is in its variance; a jump empties the window (THEORY section 8).
+The weight is the pooled empirical-Bayes weight of that window against the source. What the window cannot know, because
+its classes are not the source's classes, is in its variance; a jump empties the window; instances that lie farther
+apart than the source's get statistics of their own (docs/METHOD.md; it began as the rule of THEORY section 8).
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from normadapt.policies.base import (
     standardize,
     unstandardize,
 )
-from normadapt.policies.mixed import instance_statistics
+from normadapt.policies.correlation import Correlation
+from normadapt.policies.mixed import Scatter, Window, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, width_of
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
-from normadapt.statistics import Evidence
+from normadapt.statistics import Composition, Evidence
 
 _REFRESH = 0.1  # the weights are computed again when so much of the window is new: they hardly move before
-
-
+# Without a profile the scatter is a guess. Far out its tail says little, so a jump takes the square of the probability;
+# near the middle the guess errs on the wide side and keeps weights small by itself, so a shift counts much sooner.
+_GUESSED_JUMP, _GUESSED_SIGNIFICANCE = 2.0, 0.25
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -49,6 +52,8 @@ class TrackState(NamedTuple):
         spread: Scatter learned from the stream; None where a profile knows it.
         pending: Instances in the window that `use` does not know of yet.
         projections: Some of the window's instances along the direction of its shift (2, k), for the report's intervals.
+        correlation: How alike neighbouring instances of the stream are.
+        scatter: How far the window's instances lie apart.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -59,22 +64,24 @@ class TrackState(NamedTuple):
     spread: LearnedSpread | None
     pending: float
     projections: Tensor
+    correlation: Correlation
+    scatter: Scatter
 
 
 @dataclass(frozen=True)
 class Track(Policy):
     """Follow a stream: pool evidence while nothing changes, start again when it jumps, keep the source in doubt.
 
-    One setting serves every batch size and stream. With a source profile the sampling variances, the gates and the
-    handling of mixed batches are exact in the sense of THEORY section 8; without one they are learned from the stream
-    and mixed batches are not split.
+    One setting serves every batch size and stream. With a source profile the sampling variances and the gates are
+    those of the source; without one they are learned from the stream, and the gates take more to open.
 
     Args:
         memory: Instances after which older ones have faded from the window.
-        jump_probability: The window is emptied when a batch is less probable than this under "nothing new".
-        significance: The source's statistics are kept while the window's shift is more probable than this by chance.
-        mixed_probability: Instances are normalized one by one when their scatter within a batch is less probable
-            than this; needs a profile and batches of three or more.
+        jump_probability: The window is emptied when a batch is less probable than this under "nothing new"; without a
+            profile, than its square.
+        significance: The source's statistics are kept while the window's shift is more probable than this by chance;
+            without a profile, than its fourth root.
+        mixed_probability: Instances are normalized one by one when the window's scatter is less probable than this.
         location: "mean", or "huber": a robust location of each batch's instance means, for streams with outliers.
 
     Raises:
@@ -104,23 +111,43 @@ class Track(Policy):
         zeros = torch.zeros_like(source.mean)
         learned = LearnedSpread.empty(source) if source.spread is None else None
         none = torch.stack((zeros, zeros))
-        return TrackState(0.0, none, zeros.new_zeros(0), none, (0.0, 0.0), learned, 0.0, none[:, :0])
+        return TrackState(
+            0.0,
+            none,
+            zeros.new_zeros(0),
+            none,
+            (0.0, 0.0),
+            learned,
+            0.0,
+            none[:, :0],
+            Correlation(zeros),
+            Scatter.empty(source),
+        )
 
     def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
-        """One batch: test for a jump, pool, weigh, and split the batch if it is mixed."""
+        """One batch: test for a jump, pool, weigh, and split the instances if they are of several domains."""
         n = evidence.count
         if self.location == "huber":
             evidence = with_huber_location(evidence)
-        composition = evidence.composition
-        effective = float(n) if composition is None else composition.effective_count(n)
         spread = source.spread if state.spread is None else state.spread.spread
         if spread is None:
             raise ValueError(f"Track's state of {source.name!r} was made with a source profile, and there is none")
-        weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
+        weight, units = source.channel_weight, source.aligned or source.units
 
         batch = standardize(evidence.both, units)
         location, ratio = batch.unbind()
-        jumped = state.count > 0 and self._jumped(state, location, ratio, effective, n, spread, source)
+        correlation, jumped = state.correlation, False
+        if state.count > 0:
+            here = torch.stack((location, ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)))
+            jumped = self._jumped(state, here, evidence, spread, source)
+            if jumped:
+                correlation = correlation.interrupted()
+            else:
+                one = spread.instance[0][0] if state.spread is None else state.spread.one
+                distance = location - state.moments[0]
+                correlation = correlation.update(distance, n, state.count, one, weight, self.memory)
+        # Without a profile nobody knows how often the source has each class.
+        composition = evidence.composition if state.spread is None else None
         classes, imbalance = state.classes, 0.0
         if jumped:
             classes = classes[:0]
@@ -132,28 +159,75 @@ class Track(Policy):
             spread = learned.spread
 
         kept = 0.0 if jumped else min(state.count, max(self.memory - n, 0.0))
+        window = Window(kept, kept / state.count if kept else 0.0, state.moments[0])
         count = kept + n
         share = n / count
         ratio.addcmul_(location, location)  # from here on `batch` holds first and second moments about the source
         moments = torch.lerp(state.moments, batch, share) if kept > 0 else batch
-        pending = state.pending + n
-        if not jumped and pending < _REFRESH * count:
-            after = state._replace(count=count, moments=moments, classes=classes, spread=learned, pending=pending)
-            return after, Statistics(None, None, self._split(evidence, state.use, source))
+        after = state._replace(
+            count=count,
+            moments=moments,
+            classes=classes,
+            spread=learned,
+            pending=state.pending + n,
+            correlation=correlation,
+        )
+        mean = variance = diagnostics = None
+        if jumped or after.pending >= _REFRESH * count:
+            between = self._between_classes(composition, classes, imbalance, correlation, window, n)
+            after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
+        scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source)
+        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics)
 
-        mean, second = moments.unbind()
+    def _jumped(
+        self, state: TrackState, here: LocationScale, evidence: Evidence, spread: Spread, source: Source
+    ) -> bool:
+        """Whether a batch at `here` (2, C) is too far from the statistics in use to belong to the window."""
+        n, composition = evidence.count, evidence.composition
+        effective = float(n) if composition is None else composition.effective_count(n)
+        squared = pair((here - state.use).square_() @ source.channel_weight)
+        location, scale = (p + a / n for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
+        cumulants = spread.cumulants(1 / effective, 1 / n, (location, scale), source.sum_weight)
+        power = 1.0 if state.spread is None else _GUESSED_JUMP
+        return any(are_below(squared, cumulants, self.jump_probability**power))
+
+    def _between_classes(
+        self,
+        composition: Composition | None,
+        classes: PerClass,
+        imbalance: float,
+        correlation: Correlation,
+        window: Window,
+        n: int,
+    ) -> float:
+        """Inverse number of independent draws of a class that the window is worth, f_B.
+
+        Two bounds: what the measured correlation says, and how unbalanced the predicted classes are. The smaller
+        counts, because a model that predicts one class for everything says nothing about its stream.
+        """
+        count = window.count + n
+        felt = min(1.0, correlation.length / count)
+        if composition is None or classes.numel() == 0:
+            return felt
+        new = (n / count) ** 2 / composition.effective_count(n)
+        return min(felt, max(1 / count, imbalance * (window.count / count) ** 2 + new))
+
+    def _weigh(
+        self, state: TrackState, evidence: Evidence, spread: Spread, between: float, jumped: bool, source: Source
+    ) -> tuple[TrackState, PerChannel, PerChannel, Diagnostics]:
+        """The statistics for a window: its shift, shrunk towards the source by what the window cannot know."""
+        weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
+        mean, second = state.moments.unbind()
         # The second moment about the window's own mean misses what that mean scatters: add it back.
-        width = width_of(mean, second).add_(spread.location, alpha=1 / count)
-        inverse = share / effective
-        if classes.numel() > 0 and composition is not None:
-            inverse = max(1 / count, imbalance * (kept / count) ** 2 + share * share / effective)
+        width = width_of(mean, second).add_(spread.location, alpha=1 / state.count)
         shift = torch.stack((mean, width.log_().mul_(0.5)))
-        inverse += units.uncertainty
-        within = 1 / count + units.uncertainty
-        cumulants = spread.cumulants(inverse, within, (0.0, 0.0), sum_weight)
+        between += units.uncertainty
+        within = 1 / state.count + units.uncertainty
+        cumulants = spread.cumulants(between, within, (0.0, 0.0), sum_weight)
         squared = pair((shift * shift) @ weight)
         excess = (max(squared[0] - cumulants[0][0], 0.0), max(squared[1] - cumulants[1][0], 0.0))
-        significant = are_below(squared, cumulants, self.significance)
+        bar = self.significance ** (1.0 if state.spread is None else _GUESSED_SIGNIFICANCE)
+        significant = are_below(squared, cumulants, bar)
         prior = [e / sum_weight[0] if yes else 0.0 for e, yes in zip(excess, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
         noise = None
@@ -161,7 +235,7 @@ class Track(Policy):
             use, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
             m_use, v_use = source.mean, source.variance
         else:
-            noise = spread.sampling_variance(inverse, within)
+            noise = spread.sampling_variance(between, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
             weights = spare / (spare + noise)
             use = weights * shift
@@ -170,31 +244,21 @@ class Track(Policy):
 
         status = "new window" if jumped else "tracking" if any(prior) else "source"
         expected = cumulants[0][0]
-        worth = min(spread.instance[0][0] / expected, count) if expected > 0 else count
+        worth = min(spread.instance[0][0] / expected, state.count) if expected > 0 else state.count
         seen = project(evidence, shift, squared, weight, units)
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
         diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
-        after = TrackState(count, moments, classes, use, uncertainty, learned, 0.0, seen)
-        return after, Statistics(m_use, v_use, self._split(evidence, use, source), diagnostics)
+        after = state._replace(use=use, uncertainty=uncertainty, pending=0.0, projections=seen)
+        return after, m_use, v_use, diagnostics
 
-    def _split(self, evidence: Evidence, use: LocationScale, source: Source) -> tuple[PerInstance, PerInstance] | None:
-        if source.spread is None or evidence.count < 3:
-            return None
-        return instance_statistics(evidence, use, source.spread, source, self.mixed_probability)
-
-    def _jumped(
+    def _split(
         self,
-        state: TrackState,
-        location: PerChannel,
-        ratio: PerChannel,
-        effective: float,
-        n: int,
+        scatter: Scatter,
+        window: Window,
+        evidence: Evidence,
+        use: LocationScale,
         spread: Spread,
         source: Source,
-    ) -> bool:
-        scale = ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)
-        innovation = torch.stack((location, scale)).sub_(state.use)
-        squared = pair(innovation.square_() @ source.channel_weight)
-        cumulants = spread.cumulants(1 / effective, 1 / n, state.uncertainty, source.sum_weight)
-        return any(are_below(squared, cumulants, self.jump_probability))
+    ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
+        return split_instances(scatter, window, evidence, use, spread, source, self.mixed_probability)
