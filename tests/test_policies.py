@@ -205,17 +205,18 @@ def test_the_first_batch_of_track_by_hand(shift):
     spread = site.variance + layer.eps  # Track measures from what source data are, not from the running statistics
     ratio = (variance + layer.eps) / spread + total[0] / 12
     d = torch.stack(((mean - site.mean) / spread.sqrt(), ratio.log() / 2))
-    r = total * (1 / 12 + 1 / 400)
+    # Nothing is known yet of how alike the instances of this stream are: twelve of them may be of one class.
+    r = site.within * (1 / 12 + 1 / 400) + site.between * (1 + 1 / 400)
     excess = ((d**2 - r) @ w / w.sum()).clamp_min(0)
-    scale_moved = bool(adapted.report().sites[0].variance_weight > 0)
-    excess = excess * torch.tensor([1.0, float(scale_moved)])  # the gate on the scale may hold it at the source
+    weights = adapted.report().sites[0].mean_weight, adapted.report().sites[0].variance_weight
+    excess = excess * torch.tensor([float(w > 0) for w in weights])  # a gate may hold either at the source
     weight = excess.unsqueeze(1) / (excess.unsqueeze(1) + r)
     location, root = (weight * d)[0], (weight * d)[1].exp()
     m_s, v_s = layer.running_mean, layer.running_var + layer.eps
     # (m - M)/sqrt(V) = (m_p - m_s)/sqrt(v_s): the output has the moments that it has on source data
     expected = m_s + location * spread.sqrt() + (site.mean - m_s) * (1 - root), root**2 * v_s - layer.eps
     assert_uses(adapted, *expected)
-    assert adapted.report().sites[0].mean_weight > 0.5
+    assert (adapted.report().sites[0].mean_weight > 0.5) == (shift > 1)
 
 
 def test_track_keeps_the_source_on_source_data():
@@ -235,7 +236,8 @@ def test_track_keeps_the_source_on_source_data():
 @pytest.mark.parametrize("n", [1, 4, 16])
 def test_track_follows_a_jump_and_comes_back(profiled, n):
     case = CASES["1d-series"]
-    model, further = case.model(), 4.0 if n == 1 else 0.0  # a single instance must be absurd to tell of a jump
+    # A single instance must be absurd to tell of a jump, and so must a few when nobody knows what is usual.
+    model, further = case.model(), 4.0 if n == 1 or (n == 4 and not profiled) else 0.0
 
     def target(n, seed):
         return case.target(n, seed) + further

@@ -34,9 +34,9 @@ from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
 
 _REFRESH = 0.1  # the weights are computed again when so much of the window is new: they hardly move before
-# Without a profile the scatter is a guess. Far out its tail says little, so a jump takes the square of the probability;
+# Without a profile the scatter is a guess. Far out its tail says little, so a jump takes a power of the probability;
 # near the middle the guess errs on the wide side and keeps weights small by itself, so a shift counts much sooner.
-_GUESSED_JUMP, _GUESSED_SIGNIFICANCE = 2.0, 0.25
+_GUESSED_JUMP, _GUESSED_SIGNIFICANCE = 1.5, 0.25
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -78,7 +78,7 @@ class Track(Policy):
     Args:
         memory: Instances after which older ones have faded from the window.
         jump_probability: The window is emptied when a batch is less probable than this under "nothing new"; without a
-            profile, than its square.
+            profile, than its power 1.5.
         significance: The source's statistics are kept while the window's shift is more probable than this by chance;
             without a profile, than its fourth root.
         mixed_probability: Instances are normalized one by one when the window's scatter is less probable than this.
