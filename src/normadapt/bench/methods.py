@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normadapt import baselines
 from normadapt.adapt import adapt
+from normadapt.bench.ablations import ABLATED
 from normadapt.bench.gradient import ETA, Tent
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.policies import Policy, Track
@@ -131,7 +132,7 @@ _ROWS: tuple[Method, ...] = (
 METHODS: Mapping[str, Method] = {method.name: method for method in _ROWS}
 """The rows of the table by name, in the order in which they are shown."""
 
-_ABLATIONS: tuple[Method, ...] = ()
+_ABLATIONS = tuple(ours(policy, name, "ablation", profile=p) for name, policy in ABLATED for p in (False, True))
 ABLATIONS: Mapping[str, Method] = {method.name: method for method in _ABLATIONS}
 """Ours with one step removed each, by name; asked for with `--methods ablations`."""
 

@@ -1,0 +1,52 @@
+"""`Track` with one step removed each: what every step is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from normadapt.policies import Policy, Track
+
+_NEVER = 1e-300
+_ALWAYS = 1 - 1e-9
+_NO_BOUND = 1e12  # an excess so large that the correlation bounds nothing
+
+
+@dataclass(frozen=True)
+class NoPredictions(Track):
+    """The imbalance of the predicted classes is not used: only the measured correlation bounds what is unknown."""
+
+    def _between_classes(self, composition: Any, *others: Any) -> float:
+        return super()._between_classes(None, *others)
+
+
+@dataclass(frozen=True)
+class NoCorrelation(Track):
+    """Instances count as independent draws of a class, but for what the predicted classes say of them."""
+
+    def _between_classes(
+        self, composition: Any, classes: Any, imbalance: float, correlation: Any, window: Any, n: int
+    ) -> float:
+        if composition is None or classes.numel() == 0:
+            return float(1 / (window.count + n))
+        unbounded = correlation._replace(stretches=0.0, excess=_NO_BOUND)
+        return super()._between_classes(composition, classes, imbalance, unbounded, window, n)
+
+
+@dataclass(frozen=True)
+class NoInstances(Track):
+    """All instances of a batch share their statistics."""
+
+    def _split(self, scatter: Any, *others: Any) -> tuple[Any, None]:
+        return scatter, None
+
+
+ABLATED: tuple[tuple[str, Policy], ...] = (
+    ("Track, no jump test", Track(jump_probability=_NEVER)),
+    ("Track, no window", Track(memory=1.0)),
+    ("Track, no significance test", Track(significance=_ALWAYS)),
+    ("Track, no predicted classes", NoPredictions()),
+    ("Track, no measured correlation", NoCorrelation()),
+    ("Track, no instances of their own", NoInstances()),
+)
+"""Names and policies."""
