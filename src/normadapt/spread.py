@@ -63,11 +63,13 @@ class Spread(NamedTuple):
         )
 
     @classmethod
-    def from_total(cls, total: LocationScale, weight: PerChannel, degrees_of_freedom: Tensor) -> Spread:
-        """A spread of which only the sum (2, C) and the degrees of freedom (2,) are known: half is between classes."""
-        half = total / 2
-        square = (half @ weight) ** 2 / degrees_of_freedom
-        return cls.from_parts(half, half, weight, square.unsqueeze(1).expand(2, 3))
+    def from_unsplit(
+        cls, between: LocationScale, within: LocationScale, weight: PerChannel, degrees_of_freedom: Tensor
+    ) -> Spread:
+        """A spread whose parts (2, C) share the degrees of freedom (2,) of their sum, the only ones known."""
+        b, w = between @ weight, within @ weight
+        squares = torch.stack((b * b, b * w, w * w), 1) / degrees_of_freedom.unsqueeze(1)
+        return cls.from_parts(between, within, weight, squares)
 
     def to(self, device: torch.device) -> Spread:
         """The same spread with its tensors on `device`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,12 @@ _PRIOR_DEGREES = 2.0
 _PRIOR_COUNT = 8.0  # instances that the prior is worth
 _MOST = (0.3, 0.5)  # what a layer but the last few can scatter between source instances, as a mean over channels
 _DEEP = 0.15  # of the layers, the last ones, whose instances lie apart because the classes do
+# Between classes, as far as nobody has seen: in deep networks the last layers keep the classes apart.
+_FIRST = 0.05  # variance of a source instance's location in the first layers, in units of v_s
+_LAST = 0.5  # the same in the last layer of a deep network
+_RISES = 0.6  # share of the layers from which on it rises to that
+_SHARE, _SHARE_RISE = 0.3, 0.6  # of it that lies between classes in the first layers; what depth adds
+_DEPTH = 8.0  # layers that make a network deep
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
 _ABSURD = 1000.0  # times the expectation: no domain lies there, a broken sensor does; such a batch teaches nothing
@@ -50,8 +57,9 @@ class LearnedSpread(NamedTuple):
         total: Variance (2, C) across instances.
         sketch: Covariance (2, 16, 16) of the projected instances, channels weighted by gamma.
         one: sum_c w_c times the location's variance (C,), shrunk to its prior: variance 0.1 worth 8 instances.
-        spread: What the source's instances are taken to scatter: the same with two degrees of freedom for a prior, and
-            at most 0.3 (scale 0.5) in all layers but the last 15 %. What is above that comes from several domains.
+        spread: What the source's instances are taken to scatter: the same with two degrees of freedom for a prior,
+            split into a part within classes and one between them (see `_between_classes`), and at most 0.3 (scale 0.5)
+            in all layers but the last 15 %. What is above that comes from several domains.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -77,6 +85,7 @@ class LearnedSpread(NamedTuple):
         memory: float,
         *,
         jumped: bool = False,
+        stretches: float = 0.0,
     ) -> LearnedSpread:
         """The scatter after a batch.
 
@@ -89,6 +98,7 @@ class LearnedSpread(NamedTuple):
             ratio: The batch's variance (C,) over the source's.
             source: The site's source.
             memory: Instances after which old ones have faded.
+            stretches: Independent stretches of the stream seen so far, see `Correlation`.
             jumped: Whether the batch lies too far from the window to belong to it; such a one is always looked at.
         """
         n = evidence.count
@@ -122,7 +132,7 @@ class LearnedSpread(NamedTuple):
         covariance = projected.transpose(1, 2) @ projected
         sketch = torch.lerp(self.sketch, covariance.div_(degrees), share)
         count = min(self.count + degrees, max(memory, degrees))
-        return LearnedSpread(count, 0.0, total, sketch, *_shrunk(count, total, sketch, source))
+        return LearnedSpread(count, 0.0, total, sketch, *_shrunk(count, total, sketch, source, stretches))
 
 
 def width_of(mean: PerChannel, second: PerChannel) -> PerChannel:
@@ -136,14 +146,33 @@ def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
     return variance * weight + _PRIOR_VARIANCE * (1 - weight)
 
 
-def _shrunk(count: float, total: LocationScale, sketch: Tensor, source: Source) -> tuple[float, Spread]:
+def _shrunk(
+    count: float, total: LocationScale, sketch: Tensor, source: Source, stretches: float = 0.0
+) -> tuple[float, Spread]:
     degrees = _degrees_of_freedom(count, total, sketch, source)
     variance = shrink_to_prior(total, count)
     level = variance @ source.share
     one = float(level[0]) * source.sum_weight[0]
     if source.site_index < source.site_count - max(1, round(_DEEP * source.site_count)):
         variance = variance * (level.new_tensor(_MOST) / level).clamp_max(1.0).unsqueeze(1)
-    return one, Spread.from_total(variance, source.channel_weight, degrees)
+    share, unseen = _between_classes(source)
+    seen = stretches / (stretches + 1)
+    between = variance * share
+    between = torch.maximum(between, between * seen + unseen * (1 - seen))
+    return one, Spread.from_unsplit(between, variance * (1 - share), source.channel_weight, degrees)
+
+
+def _between_classes(source: Source) -> tuple[float, float]:
+    """Share of the scatter that is taken to lie between classes, and how large that part is before classes were seen.
+
+    Instances of one class teach only what they scatter among themselves. How far classes lie apart follows a layer's
+    depth, and counts until some independent stretches of the stream have passed.
+    """
+    place = (source.site_index + 1) / source.site_count
+    deep = -math.expm1(-source.site_count / _DEPTH)
+    share = _SHARE + _SHARE_RISE * place * deep
+    rise = max(0.0, (place - _RISES) / (1 - _RISES))
+    return share, share * _FIRST * max(_LAST * deep / _FIRST, 1.0) ** rise
 
 
 def _degrees_of_freedom(count: float, total: LocationScale, sketch: Tensor, source: Source) -> Tensor:

@@ -155,7 +155,9 @@ class Track(Policy):
             classes, imbalance = composition.pooled(classes, state.count)
         learned = None
         if state.spread is not None:
-            learned = state.spread.learn(evidence, state, ratio, source, self.memory, jumped=jumped)
+            learned = state.spread.learn(
+                evidence, state, ratio, source, self.memory, jumped=jumped, stretches=correlation.stretches
+            )
             spread = learned.spread
 
         kept = 0.0 if jumped else min(state.count, max(self.memory - n, 0.0))
