@@ -37,6 +37,7 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess. Far out its tail says little, so a jump takes a power of the probability;
 # near the middle the guess errs on the wide side and keeps weights small by itself, so a shift counts much sooner.
 _GUESSED_JUMP, _GUESSED_SIGNIFICANCE = 1.5, 0.25
+_LEAST = 1e-300  # a power of a tiny probability must not vanish
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -191,7 +192,8 @@ class Track(Policy):
         location, scale = (p + a / n for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
         cumulants = spread.cumulants(1 / effective, 1 / n, (location, scale), source.sum_weight)
         power = 1.0 if state.spread is None else _GUESSED_JUMP
-        return any(are_below(squared, cumulants, self.jump_probability**power))
+        probability = max(self.jump_probability**power, _LEAST)
+        return any(are_below(squared, cumulants, probability))
 
     def _between_classes(
         self,

@@ -1,0 +1,303 @@
+"""The parts of `Track` by hand: measured correlation, statistics per instance, the learned spread."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from normadapt.policies.base import Source, units_about
+from normadapt.policies.correlation import Correlation
+from normadapt.policies.mixed import Scatter, Window, split_instances
+from normadapt.policies.spread_learner import LearnedSpread
+from normadapt.spread import Spread
+from normadapt.statistics import gather_evidence
+
+CHANNELS, CLASSES = 6, 10
+_RAW = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+CENTRES = (_RAW - _RAW.mean(0)) / _RAW.std(0, correction=0)  # unit variance between classes
+WEIGHT = torch.tensor([0.5, 1.0, 2.0, 1.5], dtype=torch.float64)
+
+
+def draws(n, seed):
+    return torch.randint(CLASSES, (n,), generator=torch.Generator().manual_seed(10_000 + seed))
+
+
+def in_runs(n, seed):
+    g = torch.Generator().manual_seed(20_000 + seed)
+    lengths = torch.randint(10, 41, (n // 10 + 1,), generator=g)
+    return torch.randint(CLASSES, lengths.shape, generator=g).repeat_interleave(lengths)[:n]
+
+
+def levels(labels, seed):
+    """Locations (n, C) of unit variance, 0.6 of it between classes."""
+    noise = torch.randn(len(labels), CHANNELS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.6**0.5 * CENTRES[labels] + 0.4**0.5 * noise
+
+
+def measured(x, n, memory=1000.0):
+    """The correlation of a stream (N, C), pooled as `Track` pools it."""
+    w = torch.ones(CHANNELS, dtype=torch.float64)
+    mean, count, correlation = x[:n].mean(0), float(n), Correlation(torch.zeros_like(w))
+    for batch in x[n:].split(n):
+        correlation = correlation.update(batch.mean(0) - mean, n, count, float(CHANNELS), w, memory)
+        count = min(count, memory - n) + n
+        mean = mean + (batch.mean(0) - mean) * n / count
+    return correlation
+
+
+def test_correlation_by_hand():
+    weight, one, memory = [2.0, 0.5], 3.0, 50.0
+    correlation = Correlation(torch.zeros(2, dtype=torch.float64))
+    recent, variance, stretches, excess, seen = [0.0, 0.0], 0.0, 0.0, 0.0, 10.0
+    assert correlation.length == 16
+    for n, distance in ((4, [0.5, -1.0]), (1, [2.0, 0.1]), (100, [-0.3, 0.4])):
+        a = 1 - math.exp(-n / 32)
+        recent = [(1 - a) * r + a * d for r, d in zip(recent, distance, strict=True)]
+        variance = (1 - a) ** 2 * variance + a**2 / n
+        q = sum(w * r * r for w, r in zip(weight, recent, strict=True)) / (one * (variance + 1 / seen))
+        k, fade = min(1.0, n / 64), math.exp(-n / memory)
+        stretches, excess = fade * stretches + k, fade * excess + k * q
+        d, w = torch.tensor(distance, dtype=torch.float64), torch.tensor(weight, dtype=torch.float64)
+        correlation = correlation.update(d, n, seen, one, w, memory)
+        assert correlation.recent.tolist() == pytest.approx(recent)
+        assert correlation[1:] == pytest.approx((variance, stretches, excess))
+        assert correlation.length == pytest.approx((16 * 8 + excess) / (8 + stretches))
+        seen += n
+    assert Correlation(torch.zeros(2), 0.1, 1000.0, 0.0).length == 1
+
+
+def test_correlation_of_independent_draws_and_of_runs():
+    ratios = [(c := measured(levels(draws(4000, s), s), 8)).excess / c.stretches for s in range(8)]
+    assert sum(ratios) / 8 == pytest.approx(1, abs=0.2)
+    assert 1 <= measured(levels(draws(60_000, 9), 9), 32, memory=1e6).length < 1.4
+    # A memory of 1,000 forgets as fast as it learns: 15.6 stretches beside the prior's 8.
+    assert measured(levels(draws(4000, 1), 1), 8).length == pytest.approx((128 + 15.6) / 23.6, rel=0.1)
+    for seed in range(3):
+        x = levels(in_runs(4000, seed), seed)
+        lengths = {n: measured(x, n).length for n in (1, 8, 32)}
+        assert min(lengths.values()) > 10
+        assert max(lengths.values()) < 1.25 * min(lengths.values())
+        assert measured(x, 8, memory=1e6).length > 5  # where the prior says nothing any more
+
+
+def test_an_absurd_batch_counts_thirty_fold_at_most_and_a_jump_keeps_what_is_known():
+    w = torch.ones(2, dtype=torch.float64)
+    before = Correlation(torch.zeros(2, dtype=torch.float64), 0.02, 3.0, 5.0)
+    absurd = before.update(1e12 * w, 8, 100.0, 1.0, w, 1000.0)
+    assert absurd.excess == pytest.approx(math.exp(-8 / 1000) * 5 + 30 * 8 / 64)
+    after = absurd.interrupted()
+    assert after.length == absurd.length
+    assert (after.stretches, after.excess) == (absurd.stretches, absurd.excess)
+    assert not after.recent.any()
+    assert after.variance == 0
+
+
+def source(spread=None, index=0, count=1, eps=1e-3):
+    """A site whose units are not those of its statistics."""
+    mean = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
+    variance = torch.tensor([4.0, 0.25, 1.0, 2.0], dtype=torch.float64)
+    sums = float(WEIGHT.sum()), float((WEIGHT**2).sum())
+    units = units_about(mean, variance, mean, variance, eps)
+    return Source("", mean, variance, eps, WEIGHT, WEIGHT / WEIGHT.sum(), sums, spread, None, units,
+                  site_index=index, site_count=count)  # fmt: skip
+
+
+def evidence(location, seed=0, contrast=1.0, positions=25):
+    """A batch at standardized locations (n, C) with noise over positions."""
+    at = source()
+    noise = torch.randn(*location.shape, positions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    root = (at.variance + at.eps).sqrt().view(1, -1, 1)
+    return gather_evidence((location.unsqueeze(2) + contrast * noise) * root + at.mean.view(1, -1, 1))[0]
+
+
+def standardized(batch, at):
+    """Locations and variance ratios (n, C) by plain numpy."""
+    mean, variance = batch.instances.values.numpy()
+    scale = at.variance.numpy() + at.eps
+    return (mean - at.mean.numpy()) / np.sqrt(scale), (variance + at.eps) / scale
+
+
+def known_spread(location, scale=0.5):
+    total = torch.tensor([[location], [scale]], dtype=torch.float64).expand(2, 4)
+    return Spread.from_unsplit(0.5 * total, 0.5 * total, WEIGHT, torch.tensor([4.0, 4.0], dtype=torch.float64))
+
+
+def split_stream(x, n, spread, memory=1000.0, use=None):
+    """`split_instances` over a stream (N, C) of locations; yields what it gave for every batch."""
+    site, scatter, count, mean = source(spread), None, 0.0, torch.zeros(4, dtype=torch.float64)
+    scatter = Scatter.empty(site)
+    for seed, part in enumerate(x.split(n)):
+        batch, kept = evidence(part, seed), min(count, max(memory - n, 0.0))
+        window = Window(kept, kept / count if kept else 0.0, mean)
+        use_now = torch.stack((mean, torch.zeros_like(mean))) if use is None else use
+        scatter, own = split_instances(scatter, window, batch, use_now, spread, site, 1e-3)
+        count = kept + n
+        mean = mean + (torch.as_tensor(standardized(batch, site)[0]).mean(0) - mean) * n / count
+        yield batch, scatter, own
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+@pytest.mark.parametrize("memory", [1000.0, 40.0])
+def test_pooled_scatter_is_that_of_all_instances_at_once(n, memory):
+    """Whatever the batch size; an instance fades by (memory - n)/memory with each batch once the memory is full."""
+    x = 0.4 * torch.randn(96, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    use = torch.tensor([[0.1] * 4, [0.05] * 4], dtype=torch.float64)
+    values, weights, count = [], np.zeros(0), 0.0
+    for batch, scatter, own in split_stream(x, n, known_spread(1.0, 5.0), memory, use):
+        kept = min(count, memory - n)
+        weights, count = np.append(weights * (kept / count if count else 0.0), np.ones(n)), kept + n
+        location, ratio = standardized(batch, source())
+        values.append(np.stack((location, np.log(ratio + (location - 0.1) ** 2) / 2)))
+        assert own is None
+        assert scatter.excess == (0.0, 0.0)
+    every = np.concatenate(values, 1)
+    mean = (every * weights[:, None]).sum(1) / weights.sum()
+    expected = ((every - mean[:, None]) ** 2 * weights[:, None]).sum(1) @ WEIGHT.numpy()
+    assert scatter.squares == pytest.approx(tuple(expected))
+    assert scatter.half.numpy() == pytest.approx(mean[1])
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+def test_two_domains_are_split_and_each_instance_comes_nearer_to_its_own(n):
+    domain = torch.randint(2, (96, 1), generator=torch.Generator().manual_seed(5)) * 2.0 - 1
+    truth = (1.2 * domain).double().expand(96, 4)
+    x = truth + 0.3 * torch.randn(96, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    site, nearer, last = source(), [], None
+    for (_, scatter, own), target in zip(split_stream(x, n, known_spread(0.13)), truth.split(n), strict=True):
+        last = own
+        if own is None:
+            continue
+        assert scatter.excess[0] > 0
+        location = (own[0] - site.mean) / (site.variance + site.eps).sqrt()
+        common = 0.3  # at most: the window's mean is near 0, the domains are at +-1.2
+        nearer.append(float((location - target).square().mean()) < 0.5 * (1.2 - common) ** 2)
+    assert last is not None
+    assert scatter.excess[0] == pytest.approx(1.44, rel=0.25)
+    assert sum(nearer) >= 0.9 * len(nearer)
+    assert len(nearer) >= 0.8 * 96 / n
+
+
+def mean_of(site, location):
+    return site.mean.numpy() + np.sqrt(site.variance.numpy() + site.eps) * location
+
+
+def test_shrinkage_of_an_instance_by_hand():
+    site, use = source(), torch.tensor([[0.2] * 4, [0.1] * 4], dtype=torch.float64)
+    # The locations' scatter is in excess, the scales' is not.
+    batch = evidence(torch.tensor([[2.0], [-2.0], [1.5], [-1.0]], dtype=torch.float64).expand(4, 4))
+    location, ratio = standardized(batch, site)
+    empty, w = Scatter.empty(site), WEIGHT.numpy()
+    window = Window(0.0, 0.0, torch.zeros(4, dtype=torch.float64))
+    scatter, own = split_instances(empty, window, batch, use, known_spread(0.25), site, 1e-3)
+    a = (((location - location.mean(0)) ** 2).sum(0) @ w / 3 - 0.25 * w.sum()) / w.sum()
+    assert scatter.excess == (pytest.approx(a), 0.0)
+    scale = site.variance.numpy() + site.eps
+    assert own[0].numpy() == pytest.approx(mean_of(site, 0.2 + a / (a + 0.25) * (location - 0.2)))
+    assert own[1].numpy() == pytest.approx(np.broadcast_to(scale * np.exp(0.2) - site.eps, (4, 4)))
+    # Now the scales' too, about each instance's own location.
+    scatter, own = split_instances(empty, window, batch, use, known_spread(0.25, 0.001), site, 1e-3)
+    rest = (location - 0.2) * (1 - a / (a + 0.25))
+    half = np.log(ratio + rest**2) / 2
+    b = (((half - half.mean(0)) ** 2).sum(0) @ w / 3 - 0.001 * w.sum()) / w.sum()
+    assert scatter.excess == pytest.approx((a, b))
+    assert own[1].numpy() == pytest.approx(scale * np.exp(2 * (0.1 + b / (b + 0.001) * (half - 0.1))) - site.eps)
+    # The scales' alone.
+    scatter, own = split_instances(empty, window, batch, use, known_spread(9.0, 0.001), site, 1e-3)
+    assert scatter.excess[0] == 0 < scatter.excess[1]
+    assert own[0].numpy() == pytest.approx(np.broadcast_to(mean_of(site, 0.2), (4, 4)))
+    few = split_instances(empty, window, evidence(torch.tensor([[9.0], [-9.0]]).double().expand(2, 4)), use,
+                          known_spread(0.25), site, 1e-3)  # fmt: skip
+    assert few[1] is None  # two instances say nothing of scatter
+    assert few[0].excess == (0.0, 0.0)
+
+
+def learn(learned, batch, at, window=None, memory=1000.0, **more):
+    ratio = (batch.variance + at.eps) / (at.variance + at.eps)
+    return learned.learn(batch, window, ratio, at, memory, **more)
+
+
+def test_learned_spread_by_hand():
+    at = source(index=0, count=20)
+    prior, total_weight = LearnedSpread.empty(at), float(WEIGHT.sum())
+    assert prior.spread.total.numpy() == pytest.approx(np.full((2, 4), 0.1))
+    assert prior.one == pytest.approx(0.1 * total_weight)
+    for k1, k2 in prior.spread.instance:
+        assert 2 * k1**2 / k2 == pytest.approx(2)  # degrees of freedom
+    x = 0.3 * torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    batch = evidence(x)
+    learned = learn(prior, batch, at)
+    location, ratio = standardized(batch, at)
+    deviation = location - location.mean(0)
+    influence = ((ratio + deviation**2) / (ratio + deviation**2).mean(0) - 1) / 2
+    variance = np.stack(((deviation**2).sum(0), (influence**2).sum(0))) / 8
+    assert learned.total.numpy() == pytest.approx(variance)
+    shrunk = (variance * 8 + 0.1 * 8) / 16  # the prior is worth 8
+    assert learned.spread.total.numpy() == pytest.approx(shrunk)
+    share = 0.3 + 0.6 / 20 * (1 - math.exp(-20 / 8))
+    assert learned.spread.between.numpy() == pytest.approx(share * shrunk)
+    assert learned.one == pytest.approx(float(shrunk[0] @ WEIGHT.numpy()))
+    assert learn(learned, evidence(1e4 * x), at, jumped=True) is learned  # a broken sensor teaches nothing
+    far = learn(learned, evidence(20 * x), at, jumped=True).total[0] @ WEIGHT
+    # A batch counts 14.5 times what was expected of it at most: 9 instances on 8 degrees of freedom
+    bound = float(learned.total[0] @ WEIGHT) + 14.5 * 9 / 8 * float(learned.spread.total[0] @ WEIGHT)
+    assert float(far) == pytest.approx(bound / 2)
+    assert learn(prior, evidence(x[:1]), at) is prior
+
+
+def test_the_learned_spread_is_measured_about_the_window():
+    class Before(NamedTuple):
+        count: float
+        moments: torch.Tensor
+
+    at, x = source(), torch.full((1, 4), 0.2, dtype=torch.float64)
+    mean, second = torch.full((4,), 0.5, dtype=torch.float64), torch.full((4,), 1.45, dtype=torch.float64)
+    batch = evidence(x)
+    learned = learn(LearnedSpread.empty(at), batch, at, Before(8.0, torch.stack((mean, second))))
+    location, ratio = standardized(batch, at)
+    expected = (location - 0.5) ** 2, (((ratio + (location - 0.5) ** 2) / 1.2 - 1) / 2) ** 2
+    assert learned.total.numpy() == pytest.approx(np.concatenate(expected))
+    assert learn(LearnedSpread.empty(at), batch, at, Before(7.0, torch.stack((mean, second)))).count == 0
+    known = learned._replace(count=8.0)
+    assert learn(known, batch, at, Before(8.0, torch.stack((mean, second)))) == known._replace(unseen=1.0)
+    assert learn(known, batch, at, Before(8.0, torch.stack((mean, second))), jumped=True).count == 9
+    late = learn(known._replace(unseen=31.0), batch, at, Before(8.0, torch.stack((mean, second))))
+    assert (late.count, late.unseen) == (9, 0)
+
+
+@pytest.mark.parametrize("stretches", [0.0, 3.0])
+def test_what_lies_between_classes_follows_the_depth_until_it_was_seen(stretches):
+    x = 0.1 * torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for index in (0, 9, 19):
+        at = source(index=index, count=20)
+        learned = learn(LearnedSpread.empty(at), evidence(x), at, stretches=stretches)
+        deep, place = 1 - math.exp(-20 / 8), (index + 1) / 20
+        share = 0.3 + 0.6 * place * deep
+        unseen = share * 0.05 * (10 * deep) ** max(0.0, (place - 0.6) / 0.4)
+        own = share * (learned.total.numpy() * 8 + 0.1 * 8) / 16
+        between = np.maximum(own, own * stretches / (1 + stretches) + unseen / (1 + stretches))
+        assert learned.spread.between.numpy() == pytest.approx(between)
+        assert learned.spread.within.numpy() == pytest.approx(own * (1 - share) / share)
+        assert (between > own).all() == (index == 19)
+
+
+@pytest.mark.parametrize("n", [8, 100])
+def test_learned_spread_learns_and_is_capped_but_in_the_last_layers(n):
+    caps, ones = {}, []
+    for index in (16, 17, 19):
+        at = source(index=index, count=20)
+        learned = LearnedSpread.empty(at)
+        for seed in range(3200 // n):
+            g = torch.Generator().manual_seed(seed)
+            level = 0.9**0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64)
+            contrast = (1.2 * torch.randn(n, 1, 1, generator=g, dtype=torch.float64)).exp()
+            learned = learn(learned, evidence(level, seed, contrast, 400), at, memory=400.0)
+        caps[index] = (learned.spread.total @ at.share).tolist()
+        assert learned.count == 400
+        ones.append(learned.one)
+    assert caps[16] == pytest.approx([0.3, 0.5])
+    assert caps[17] == pytest.approx(caps[19], rel=0.1)
+    assert caps[17][0] == pytest.approx(0.95, rel=0.15)
+    assert caps[17][1] > 0.6
+    assert ones == pytest.approx([0.95 * float(WEIGHT.sum())] * 3, rel=0.15)  # without a cap anywhere
