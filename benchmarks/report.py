@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("normadapt-out")
-ABLATION = ["--suite", "fashion-c", "--suite", "activity", "--methods", "ours,ablations"]
+ABLATION = ["--suite", "fashion-c", "--methods", "ours,ablations"]
 ABLATION += ["--batch-size", "16"]
 
 
