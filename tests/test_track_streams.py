@@ -225,7 +225,7 @@ def test_a_layer_that_scatters_much_by_nature_is_not_taken_for_correlated():
         assert 0.5 < excess / stretches < 1.6
 
 
-def hook_state(index, count, x, n):
+def alone_at(index, count, x, n):
     """The last state and statistics of `Track` alone at a site of a deep network, without a profile."""
     layer = trained()[0][0]
     source = na.adapt(nn.Sequential(layer))._hooks[0].source._replace(site_index=index, site_count=count)
@@ -237,13 +237,13 @@ def hook_state(index, count, x, n):
 
 def test_the_stretches_that_were_seen_outweigh_the_prior_of_the_classes():
     x = photos(draws(400, 14), 14)
-    early, late = (hook_state(19, 20, x[:n], 8)[1].spread for n in (8, 400))
+    early, late = (alone_at(19, 20, x[:n], 8)[1].spread for n in (8, 400))
     assert float(early.spread.between[1].mean()) > 0.3
     assert float(late.spread.between[1].mean()) < 0.15
 
 
 def test_instances_are_shrunk_towards_the_statistics_that_the_batch_itself_gave():
-    source, state, given = hook_state(0, 20, mixed(16, apart=3.0) + 4, 16)
+    source, state, given = alone_at(0, 20, mixed(16, apart=3.0) + 4, 16)
     excess, root = state.scatter.excess[0], (source.variance + source.eps).sqrt()
     assert excess > 0
     assert float(state.use[0].min()) > 0.5
