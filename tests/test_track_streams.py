@@ -12,6 +12,8 @@ import normadapt as na
 from models import CASES, calibrate, same
 from normadapt.baselines import BatchStatistics
 from normadapt.bench.ablations import NoCorrelation
+from normadapt.policies import track
+from normadapt.policies.base import are_below
 from normadapt.statistics import gather_evidence
 
 CHANNELS, CLASSES = 6, 10
@@ -229,9 +231,9 @@ def alone_at(index, count, x, n):
     """The last state and statistics of `Track` alone at a site of a deep network, without a profile."""
     layer = trained()[0][0]
     source = na.adapt(nn.Sequential(layer))._hooks[0].source._replace(site_index=index, site_count=count)
-    track, state, given = na.Track(), na.Track().init(source), None
+    state, given = na.Track().init(source), None
     for batch in x.split(n):
-        state, given = track.step(state, gather_evidence(batch)[0], source)
+        state, given = na.Track().step(state, gather_evidence(batch)[0], source)
     return source, state, given
 
 
@@ -251,3 +253,19 @@ def test_instances_are_shrunk_towards_the_statistics_that_the_batch_itself_gave(
     weight = excess / (excess + state.spread.spread.location)
     common = source.mean + state.use[0] * root
     torch.testing.assert_close(given.instances[0], common + weight * (x - common), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("profiled", "jump", "levels"),
+    [(True, 5e-7, {5e-7, 0.01}), (False, 5e-7, {5e-7**1.5, 0.01**0.25}), (False, 1e-300, {1e-300, 0.01**0.25})],
+)
+def test_a_learned_scatter_takes_more_to_jump_and_less_to_count(profiled, jump, levels, monkeypatch):
+    asked = set()
+
+    def spy(squared, cumulants, probability):
+        asked.add(probability)
+        return are_below(squared, cumulants, probability)
+
+    monkeypatch.setattr(track, "are_below", spy)
+    adapted_to(photos(draws(24, 15), 15), 8, profiled=profiled, policy=na.Track(jump_probability=jump))
+    assert asked == levels
