@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from class_runs import CHANNELS, centres, draws, in_runs
 from normadapt.policies.base import Source, units_about
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Scatter, Window, split_instances
@@ -14,20 +15,8 @@ from normadapt.policies.spread_learner import LearnedSpread
 from normadapt.spread import Spread
 from normadapt.statistics import gather_evidence
 
-CHANNELS, CLASSES = 6, 10
-_RAW = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-CENTRES = (_RAW - _RAW.mean(0)) / _RAW.std(0, correction=0)  # unit variance between classes
+CENTRES = centres(torch.float64)
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 1.5], dtype=torch.float64)
-
-
-def draws(n, seed):
-    return torch.randint(CLASSES, (n,), generator=torch.Generator().manual_seed(10_000 + seed))
-
-
-def in_runs(n, seed):
-    g = torch.Generator().manual_seed(20_000 + seed)
-    lengths = torch.randint(10, 41, (n // 10 + 1,), generator=g)
-    return torch.randint(CLASSES, lengths.shape, generator=g).repeat_interleave(lengths)[:n]
 
 
 def levels(labels, seed):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 import normadapt as na
+from class_runs import CHANNELS, CLASSES, centres, draws, in_runs
 from models import CASES, calibrate, same
 from normadapt.baselines import BatchStatistics
 from normadapt.bench.ablations import NoCorrelation
@@ -16,19 +17,7 @@ from normadapt.policies import track
 from normadapt.policies.base import are_below
 from normadapt.statistics import gather_evidence
 
-CHANNELS, CLASSES = 6, 10
-_RAW = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(1))
-CENTRES = (_RAW - _RAW.mean(0)) / _RAW.std(0, correction=0)  # unit variance between classes
-
-
-def draws(n, seed):
-    return torch.randint(CLASSES, (n,), generator=torch.Generator().manual_seed(10_000 + seed))
-
-
-def in_runs(n, seed):
-    g = torch.Generator().manual_seed(20_000 + seed)
-    lengths = torch.randint(10, 41, (n // 10 + 1,), generator=g)
-    return torch.randint(CLASSES, lengths.shape, generator=g).repeat_interleave(lengths)[:n]
+CENTRES = centres(torch.float32)
 
 
 def photos(labels, seed, shift=0.0):

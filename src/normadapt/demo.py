@@ -212,7 +212,7 @@ def run_demo(
             progress(done, total)
 
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         for name, change in STREAMS.items():
             by_source: dict[int, Tensor] = {}
             for size, count in counts.items():
@@ -233,7 +233,7 @@ def run_demo(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Tensors this small gain nothing from more threads, and on a busy machine more take far longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""The look that the offline pages share: colours for light and dark, and the plainest elements."""
+"""What the offline pages share: the frame, colours for light and dark, and the plainest elements."""
+
+from html import escape
 
 STYLE = """
 :root{--bg:#fff;--fg:#1c1f24;--soft:#59616e;--grid:#e4e7ec;--axis:#8a93a0;--card:#f7f8fa;
@@ -13,4 +15,31 @@ h2{font-size:1.25rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid v
 h3{font-size:1rem;margin:0 0 .5em}
 p{margin:.5em 0}
 .lead,figcaption{color:var(--soft)}
+"""
+
+
+def document(title: str, style: str, main: str, scripts: str = "") -> str:
+    """A whole HTML page.
+
+    Args:
+        title: Of the window.
+        style: CSS beside `STYLE`.
+        main: What the page shows, as HTML.
+        scripts: Elements after it, each ending its line.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<main>
+{main}
+</main>
+{scripts}</body>
+</html>
 """

@@ -15,7 +15,7 @@ from normadapt.bench.files import page_data
 from normadapt.bench.results import Results
 from normadapt.bench.summary import Summary, summarize
 from normadapt.bench.targets import Target, targets
-from normadapt.page_style import STYLE
+from normadapt.page_style import document
 
 
 def page(results: Results, about: About) -> str:
@@ -25,18 +25,7 @@ def page(results: Results, about: About) -> str:
     # `<` cannot end the script element early when it is written as an escape.
     data = json.dumps(page_data(results), separators=(",", ":")).replace("<", "\\u003c")
     averages = "\n".join(_averages(results, scope) for scope in results.scopes)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>normadapt bench</title>
-<style>{STYLE}{css}</style>
-</head>
-<body>
-<main>
-<h1>The best statistics on every stream</h1>
+    main = f"""<h1>The best statistics on every stream</h1>
 <p class="lead">{_lead(results, about)}</p>
 <p class="note"><code>{escape(about.command)}</code></p>
 <div class="controls"><label>suite <select id="scope"></select></label>
@@ -57,13 +46,9 @@ stream underlined. The limit has each domain&#39;s true statistics. Point at a c
 Source to the limit. clean: points lost on clean data, at the worst batch size. cost: processor time of a batch relative
 to the plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals are 95 %.</p>
 <h2 id="targets">The targets</h2>
-<div class="scroll targets">{_targets(targets(results))}</div>
-</main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<div class="scroll targets">{_targets(targets(results))}</div>"""
+    scripts = f'<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
+    return document("normadapt bench", css, main, scripts)
 
 
 def _lead(results: Results, about: About) -> str:

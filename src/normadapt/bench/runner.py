@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,6 +16,7 @@ from normadapt.bench.methods import Method
 from normadapt.bench.streams import Stream, build_stream, scale_at
 from normadapt.bench.suites.base import Split, Suite, Task
 from normadapt.bench.workshop import Job, Workshop, answer
+from normadapt.demo import one_thread
 
 Tell: TypeAlias = Callable[[int, int, str], None]
 """Called with the instances answered, those in all, and what is under way."""
@@ -172,7 +172,7 @@ def _outcomes(
     works: list[_Work], suites: Sequence[Suite], jobs: int
 ) -> Iterator[tuple[_Work, list[Cell] | BaseException]]:
     if jobs == 1 or len(works) < 2:
-        with _one_thread():
+        with one_thread(), torch.random.fork_rng(devices=[]):
             workshop = Workshop(suites)
             for work in works:
                 try:
@@ -205,14 +205,3 @@ def _run(job: Job, keys: tuple[Key, ...]) -> list[Cell]:
     if _WORKSHOP is None:
         raise RuntimeError("this process was not started by the benchmark")
     return answer(_WORKSHOP, job, keys)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)

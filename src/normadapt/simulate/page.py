@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from normadapt.page_style import STYLE
+from normadapt.page_style import document
 from normadapt.simulate.charts import chart
 from normadapt.simulate.results import Experiment, Figure, Finding
 
@@ -46,28 +46,14 @@ def page(experiments: Sequence[Experiment], version: str) -> str:
     findings = sorted((f for e in experiments for f in e.findings), key=lambda f: f.claim)
     links = " ".join(f'<a href="#{e.name}">{escape(e.name)}</a>' for e in experiments)
     body = "\n".join(_section(e) for e in experiments)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>normadapt simulate</title>
-<style>{STYLE}{_STYLE}{_LINES}</style>
-</head>
-<body>
-<main>
-<h1>What higher-order asymptotics bring to test-time normalization</h1>
+    main = f"""<h1>What higher-order asymptotics bring to test-time normalization</h1>
 <p class="lead">Statistic-level experiments of normadapt {escape(version)}. Every sentence with a number is written from
 the numbers of this run; all of them are in simulate.json beside this page.</p>
 <nav><a href="#claims">claims</a> {links}</nav>
 <h2 id="claims">The claims, and what was measured</h2>
 {_table(findings)}
-{body}
-</main>
-</body>
-</html>
-"""
+{body}"""
+    return document("normadapt simulate", _STYLE + _LINES, main)
 
 
 def _section(experiment: Experiment) -> str:
