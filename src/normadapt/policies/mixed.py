@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normadapt.asymptotics.quadratic import tail_is_below
 from normadapt.policies.base import Source, standardize, unstandardize
+from normadapt.policies.spread_learner import Limits
 from normadapt.shapes import LocationScale, PerChannel, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
@@ -24,11 +25,15 @@ class Scatter(NamedTuple):
         squares: Sums over the window of sum_c w_c (x - mean)_c^2, as (location, scale); older ones fade.
         half: Mean of the instances' half-log-variances (C,); empty before the first instance.
         excess: A, the variance between domains per unit of weight, as (location, scale); 0 if one domain explains all.
+        together: Sum over the window of the squared distances of the half-log-variances' average over channels.
+        mixed: Whether they scatter more than any one domain's could; only asked where no profile says what is natural.
     """
 
     squares: Pair
     half: PerChannel
     excess: Pair
+    together: float = 0.0
+    mixed: bool = False
 
     @classmethod
     def empty(cls, source: Source) -> Scatter:
@@ -59,6 +64,7 @@ def split_instances(
     source: Source,
     probability: float,
     max_weight: float = 1.0,
+    limits: Limits | None = None,
 ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
     r"""The scatter with a batch in it, and statistics (n, C) for each instance unless one domain explains the window.
 
@@ -78,44 +84,90 @@ def split_instances(
         source: The site's source.
         probability: Tail probability of H below which the stream counts as mixed.
         max_weight: The largest lambda.
+        limits: Without a profile the spread was learned from this very stream, and a mixed one would explain itself.
+            Then it counts as mixed only when its locations, or the scales of all channels together, vary more than one
+            domain's can, here or at a site before (`evidence.upstream`); the excess of both, in this batch and the
+            next, is over `limits.usual`.
     """
-    weight, sum_weight = source.channel_weight, source.sum_weight[0]
-    n, total = evidence.count, window.count + evidence.count
-
-    def squares(values: PerInstance, mean: PerChannel, before: PerChannel, row: int) -> float:
-        inner = float((values - mean).square_().sum(0) @ weight) if n > 1 else 0.0
-        if window.count > 0:
-            apart = n * window.count / total * float((mean - before).square_() @ weight)
-            inner += scatter.squares[row] * window.faded + apart
-        return inner
-
-    def excess(squares: float, row: int) -> float:
-        if total < _FEWEST:
-            return 0.0
-        expected, square = spread.instance[row]
-        found = squares / (total - 1)
-        mixed = tail_is_below(found, expected, square / min(total - 1, _DEGREES), probability)
-        return (found - expected) / sum_weight if mixed else 0.0
+    n, judge = evidence.count, _Judge(window.count + evidence.count, spread, source, probability, limits)
+    mixed, known = False, limits is None or scatter.mixed or evidence.upstream is True
+    weight = source.channel_weight
 
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
-    location_squares = squares(locations, locations.mean(0), window.mean, 0)
-    location_excess = excess(location_squares, 0)
+    location_squares = scatter.squares[0] * window.faded + _squares(locations, window.mean, window.count, weight)
+    if limits is not None:
+        mixed = judge.is_beyond(location_squares, 0, limits.most)
+        known = known or mixed
+    location_excess = judge.excess(location_squares, 0) if known else 0.0
     rest = locations - use[0]
     own: Tensor | float = 0.0
     if location_excess > 0:
-        own = rest * (location_excess / (location_excess + spread.location)).clamp_max(max_weight)
+        own = rest * (location_excess / (location_excess + judge.natural[0])).clamp_max(max_weight)
         rest = rest - own
     half = ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
+    scale_squares = scatter.squares[1] * window.faded + _squares(half, scatter.half, window.count, weight)
+    together = 0.0
+    if limits is not None:
+        share = source.share.unsqueeze(1)
+        average, before = half @ share, scatter.half @ share if window.count > 0 else scatter.half
+        together = scatter.together * window.faded + _squares(average, before, window.count, share.new_ones(1))
+        mixed = mixed or judge.vary_together(together, limits.together)
+        known = known or mixed
+    scale_excess = judge.excess(scale_squares, 1) if known else 0.0
     half_mean = half.mean(0)
-    scale_squares = squares(half, half_mean, scatter.half, 1)
-    scale_excess = excess(scale_squares, 1)
     if window.count > 0:
-        half_mean = torch.lerp(scatter.half, half_mean, n / total)
-    after = Scatter((location_squares, scale_squares), half_mean, (location_excess, scale_excess))
+        half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
+    after = Scatter((location_squares, scale_squares), half_mean, (location_excess, scale_excess), together, mixed)
     if location_excess == scale_excess == 0.0:
         return after, None
     own_scale: Tensor | float = 0.0
     if scale_excess > 0:
-        own_scale = (half - use[1]) * (scale_excess / (scale_excess + spread.total[1])).clamp_max(max_weight)
+        own_scale = (half - use[1]) * (scale_excess / (scale_excess + judge.natural[1])).clamp_max(max_weight)
     both = (use[0] + own).expand_as(half), (use[1] + own_scale).expand_as(half)
     return after, unstandardize(*both, source, source.aligned or source.units)
+
+
+def _squares(values: Tensor, before: Tensor, count: float, weight: Tensor) -> float:
+    """What instances (n, C) add to a sum of squared distances about the mean of so many others and of themselves."""
+    n, mean = values.shape[0], values.mean(0)
+    added = float((values - mean).square_().sum(0) @ weight) if n > 1 else 0.0
+    if count > 0:
+        added += n * count / (count + n) * float((mean - before).square_() @ weight)
+    return added
+
+
+class _Judge:
+    """Compares sums of squares over `total` instances with what instances of one domain would give."""
+
+    def __init__(self, total: float, spread: Spread, source: Source, probability: float, limits: Limits | None) -> None:
+        self.total = total
+        self.natural = [spread.total[0], spread.total[1]]
+        self._expected, self._sum_weight, self._probability = spread.instance, source.sum_weight[0], probability
+        self._limits = limits
+
+    def _is_below(self, squares: float, expected: float, square: float) -> bool:
+        freedom = min(self.total - 1, _DEGREES)
+        if self.total < _FEWEST:
+            return False
+        return tail_is_below(squares / (self.total - 1), expected, square / freedom, self._probability)
+
+    def is_beyond(self, squares: float, row: int, limit: float) -> bool:
+        """Whether locations (0) or scales (1) scatter more than `limit` per unit of weight."""
+        expected, square = self._expected[row]
+        times = limit * self._sum_weight / expected
+        return self._is_below(squares, expected * times, square * times * times)
+
+    def vary_together(self, squares: float, limit: float) -> bool:
+        """Whether one number per instance has a larger variance than `limit`."""
+        return self._is_below(squares, limit, 2 * limit * limit)
+
+    def excess(self, squares: float, row: int) -> float:
+        """A per unit of weight; `natural` is then what one domain's instances scatter."""
+        expected, square = self._expected[row]
+        if self._limits is not None:
+            times = min(1.0, self._limits.usual[row] * self._sum_weight / expected)
+            expected, square = expected * times, square * times * times
+            self.natural[row] = self.natural[row] * times
+        if not self._is_below(squares, expected, square):
+            return 0.0
+        return (squares / (self.total - 1) - expected) / self._sum_weight

@@ -10,22 +10,26 @@ from torch import Tensor
 
 from normadapt.policies.base import Source, standardize
 from normadapt.shapes import LocationScale, PerChannel
-from normadapt.spread import Spread
+from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
 
 _PRIOR_VARIANCE = 0.1  # of v_s; half-log-variances likewise
 _PRIOR_DEGREES = 2.0
 _PRIOR_COUNT = 8.0  # instances that the prior is worth
-_MOST = (0.3, 0.5)  # what a layer but the last few can scatter between source instances, as a mean over channels
-_DEEP = 0.15  # of the layers, the last ones, whose instances lie apart because the classes do
-# Between classes, as far as nobody has seen: in deep networks the last layers keep the classes apart.
-_FIRST = 0.05  # variance of a source instance's location in the first layers, in units of v_s
-_LAST = 0.5  # the same in the last layer of a deep network
-_RISES = 0.6  # share of the layers from which on it rises to that
-_SHARE, _SHARE_RISE = 0.3, 0.6  # of it that lies between classes in the first layers; what depth adds
+# What source instances scatter follows from how much they vary within themselves: see `natural`. In units of v_s, each
+# a constant and a multiple of that; the variance of half-log-variances is about as large.
+_MOST = (0.15, 1.5)  # of locations, more than any layer's scatter, with what the estimate itself errs
+_CAP = (0.1, 1.5)  # what a layer is taken to scatter at most
+_USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for locations and for scales
+_TOGETHER = (0.06, 0.65)  # more than the scales of all channels vary together
+_LEAST = 0.02  # between classes that nobody has seen
+_APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
+_SEEN = 2.0  # independent stretches of the stream after which what they showed counts half
+_SHARE, _SHARE_RISE = 0.3, 0.6  # of the scatter that lies between classes in the first layers; what depth adds
 _DEPTH = 8.0  # layers that make a network deep
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
+_VARIED = 10.0  # times v_s counts the variance within an instance at most
 _ABSURD = 1000.0  # times the expectation: no domain lies there, a broken sensor does; such a batch teaches nothing
 _WINDOW_CENTRE = 8  # instances in the window from which its mean is a better centre than the batch's
 _LOOK_EVERY = (
@@ -45,6 +49,20 @@ class Window(Protocol):
         """Window means (2, C) of (x - m_s)/sqrt(v_s + eps) and of its square."""
 
 
+class Limits(NamedTuple):
+    """What a site's instances would scatter if they were all of one domain.
+
+    Args:
+        usual: The best guess, per unit of weight, as (location, scale).
+        most: Of the locations, what only instances of several domains exceed.
+        together: Likewise the variance of their half-log-variances averaged over channels.
+    """
+
+    usual: Pair
+    most: float
+    together: float
+
+
 class LearnedSpread(NamedTuple):
     """Running scatter of the instances about where the stream is.
 
@@ -58,8 +76,10 @@ class LearnedSpread(NamedTuple):
         sketch: Covariance (2, 16, 16) of the projected instances, channels weighted by gamma.
         one: sum_c w_c times the location's variance (C,), shrunk to its prior: variance 0.1 worth 8 instances.
         spread: What the source's instances are taken to scatter: the same with two degrees of freedom for a prior,
-            split into a part within classes and one between them (see `_between_classes`), and at most 0.3 (scale 0.5)
-            in all layers but the last 15 %. What is above that comes from several domains.
+            split into a part within classes and one between them, and no more than `natural` allows. What is above that
+            comes from several domains.
+        inner: Mean variance within an instance over v_s, channels weighted by gamma^2.
+        met: Instances behind `inner`, fading likewise.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -68,13 +88,36 @@ class LearnedSpread(NamedTuple):
     sketch: Tensor
     one: float
     spread: Spread
+    inner: float
+    met: float
+
+    @property
+    def natural(self) -> float:
+        r"""What the means of source instances scatter, in units of v_s: the part of v_s that no instance has within.
+
+        $$ v_s = E[\mathrm{within}_b] + \tau^2 \quad\Rightarrow\quad \tau^2 / v_s = 1 - E[\mathrm{within}_b] / v_s $$
+
+        On source-like data it is exact, and a single instance says something of it. Where a domain changes the contrast
+        it is wrong: too much under a lower one, 0 under a higher one.
+        """
+        return max(0.0, 1 - self.inner) if self.met else 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """What the instances would scatter if they were of one domain."""
+        (location, scale), most, together = (
+            tuple(constant + factor * self.natural for constant, factor in _USUAL),
+            _MOST[0] + _MOST[1] * self.natural,
+            _TOGETHER[0] + _TOGETHER[1] * self.natural,
+        )
+        return Limits((location, scale), most, together)
 
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:
         """Nothing learned: the prior."""
         zeros = torch.zeros_like(source.units.offset)
         sketch = zeros.new_zeros(2, _SKETCH, _SKETCH)
-        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, source))
+        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, 0.0, source), 0.0, 0.0)
 
     def learn(
         self,
@@ -106,12 +149,14 @@ class LearnedSpread(NamedTuple):
             return self._replace(unseen=self.unseen + n)
         own_centre = window is None or window.count < _WINDOW_CENTRE
         degrees = n - 1 if own_centre else n
-        if degrees <= 0:
-            return self
         instances = evidence.instances.values
         if self.count >= _PRIOR_COUNT and n >= 2 * _LOOK_EVERY:
             instances = instances[:, :: n // _LOOK_EVERY]
             degrees += instances.shape[1] - n
+        learned = self._met(instances, source, memory)
+        if degrees <= 0:
+            one, spread = _shrunk(self.count, self.total, self.sketch, learned.natural, source, stretches)
+            return learned._replace(one=one, spread=spread)
         values = standardize(instances, source.units)
         locations, ratios = values.unbind()
         if window is None or own_centre:
@@ -132,7 +177,15 @@ class LearnedSpread(NamedTuple):
         covariance = projected.transpose(1, 2) @ projected
         sketch = torch.lerp(self.sketch, covariance.div_(degrees), share)
         count = min(self.count + degrees, max(memory, degrees))
-        return LearnedSpread(count, 0.0, total, sketch, *_shrunk(count, total, sketch, source, stretches))
+        one, spread = _shrunk(count, total, sketch, learned.natural, source, stretches)
+        return LearnedSpread(count, 0.0, total, sketch, one, spread, learned.inner, learned.met)
+
+    def _met(self, instances: Tensor, source: Source, memory: float) -> LearnedSpread:
+        """The same with the variances within these instances (2, n, C) in `inner`."""
+        n = instances.shape[1]
+        within = (instances[1] @ (source.units.precision * source.share)).clamp_max(_VARIED)
+        met = min(self.met, max(memory - n, 0.0)) + n
+        return self._replace(inner=self.inner + (float(within.mean()) - self.inner) * n / met, met=met)
 
 
 def width_of(mean: PerChannel, second: PerChannel) -> PerChannel:
@@ -147,32 +200,35 @@ def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
 
 
 def _shrunk(
-    count: float, total: LocationScale, sketch: Tensor, source: Source, stretches: float = 0.0
+    count: float, total: LocationScale, sketch: Tensor, natural: float, source: Source, stretches: float = 0.0
 ) -> tuple[float, Spread]:
+    """The scatter of one instance of the stream, and what source instances are taken to scatter.
+
+    Instances of one class teach only what they scatter among themselves. How far the classes lie apart is then what is
+    left of the natural scatter, but no more than four times theirs: a low contrast lets little of v_s be within the
+    instances, too, but it makes them alike. This counts until some independent stretches of the stream have passed.
+    """
     degrees = _degrees_of_freedom(count, total, sketch, source)
     variance = shrink_to_prior(total, count)
     level = variance @ source.share
     one = float(level[0]) * source.sum_weight[0]
-    if source.site_index < source.site_count - max(1, round(_DEEP * source.site_count)):
-        variance = variance * (level.new_tensor(_MOST) / level).clamp_max(1.0).unsqueeze(1)
-    share, unseen = _between_classes(source)
-    seen = stretches / (stretches + 1)
+    most = _CAP[0] + _CAP[1] * natural
+    variance = variance * (most / level).clamp_max(1.0).unsqueeze(1)
+
+    within = max(1 - natural, _LEAST)
+    own = (float(total[0] @ source.share) * count + _PRIOR_VARIANCE * within * _PRIOR_COUNT) / (count + _PRIOR_COUNT)
+    unseen = min(max(natural, _LEAST), _APART * own / (own + within))
+    share = _between_classes(source)
+    new = _SEEN / (stretches + _SEEN)
     between = variance * share
-    between = torch.maximum(between, between * seen + unseen * (1 - seen))
+    between = torch.maximum(between, between * (1 - new) + share * unseen * new)
     return one, Spread.from_unsplit(between, variance * (1 - share), source.channel_weight, degrees)
 
 
-def _between_classes(source: Source) -> tuple[float, float]:
-    """Share of the scatter that is taken to lie between classes, and how large that part is before classes were seen.
-
-    Instances of one class teach only what they scatter among themselves. How far classes lie apart follows a layer's
-    depth, and counts until some independent stretches of the stream have passed.
-    """
+def _between_classes(source: Source) -> float:
+    """Share of the scatter that is taken to lie between classes: more in the last layers of a deep network."""
     place = (source.site_index + 1) / source.site_count
-    deep = -math.expm1(-source.site_count / _DEPTH)
-    share = _SHARE + _SHARE_RISE * place * deep
-    rise = max(0.0, (place - _RISES) / (1 - _RISES))
-    return share, share * _FIRST * max(_LAST * deep / _FIRST, 1.0) ** rise
+    return _SHARE - _SHARE_RISE * place * math.expm1(-source.site_count / _DEPTH)
 
 
 def _degrees_of_freedom(count: float, total: LocationScale, sketch: Tensor, source: Source) -> Tensor:

@@ -28,7 +28,7 @@ from normadapt.policies.base import (
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Scatter, Window, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
-from normadapt.policies.spread_learner import LearnedSpread, width_of
+from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
@@ -184,8 +184,10 @@ class Track(Policy):
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
-        scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source)
-        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics)
+        limits = None if learned is None else learned.limits
+        scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
+        carry = scatter.mixed or evidence.upstream is True  # the sites behind this one need not find it out themselves
+        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
 
     def _jumped(
         self, state: TrackState, here: LocationScale, evidence: Evidence, spread: Spread, source: Source
@@ -269,5 +271,7 @@ class Track(Policy):
         use: LocationScale,
         spread: Spread,
         source: Source,
+        limits: Limits | None,
     ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
-        return split_instances(scatter, window, evidence, use, spread, source, self.mixed_probability, self.max_weight)
+        probability, most = self.mixed_probability, self.max_weight
+        return split_instances(scatter, window, evidence, use, spread, source, probability, most, limits)
