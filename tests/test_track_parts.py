@@ -11,7 +11,7 @@ from class_runs import CHANNELS, centres, draws, in_runs
 from normadapt.policies.base import Source, units_about
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Scatter, Window, split_instances
-from normadapt.policies.spread_learner import LearnedSpread
+from normadapt.policies.spread_learner import LearnedSpread, Limits
 from normadapt.spread import Spread
 from normadapt.statistics import gather_evidence
 
@@ -219,16 +219,21 @@ def test_learned_spread_by_hand():
     variance = np.stack(((deviation**2).sum(0), (influence**2).sum(0))) / 8
     assert learned.total.numpy() == pytest.approx(variance)
     shrunk = (variance * 8 + 0.1 * 8) / 16  # the prior is worth 8
-    assert learned.spread.total.numpy() == pytest.approx(shrunk)
+    within = float(ratio.mean(0) @ WEIGHT.numpy()) / total_weight
+    assert (learned.inner, learned.met) == (pytest.approx(within, rel=0.01), 9)
+    assert learned.natural == pytest.approx(max(0.0, 1 - within), abs=0.01)
+    cap = np.minimum(1, (0.1 + 1.5 * learned.natural) / (shrunk @ WEIGHT.numpy() / total_weight))[:, None]
     share = 0.3 + 0.6 / 20 * (1 - math.exp(-20 / 8))
-    assert learned.spread.between.numpy() == pytest.approx(share * shrunk)
+    assert learned.spread.within.numpy() == pytest.approx((1 - share) * shrunk * cap)
     assert learned.one == pytest.approx(float(shrunk[0] @ WEIGHT.numpy()))
     assert learn(learned, evidence(1e4 * x), at, jumped=True) is learned  # a broken sensor teaches nothing
     far = learn(learned, evidence(20 * x), at, jumped=True).total[0] @ WEIGHT
     # A batch counts 14.5 times what was expected of it at most: 9 instances on 8 degrees of freedom
     bound = float(learned.total[0] @ WEIGHT) + 14.5 * 9 / 8 * float(learned.spread.total[0] @ WEIGHT)
     assert float(far) == pytest.approx(bound / 2)
-    assert learn(prior, evidence(x[:1]), at) is prior
+    alone = learn(prior, evidence(x[:1]), at)  # a single instance says nothing of the scatter, but what it has within
+    assert (alone.count, alone.met) == (0, 1)
+    assert alone.inner == pytest.approx(float(standardized(evidence(x[:1]), at)[1][0] @ WEIGHT.numpy()) / 5, rel=0.01)
 
 
 def test_the_learned_spread_is_measured_about_the_window():
@@ -252,37 +257,108 @@ def test_the_learned_spread_is_measured_about_the_window():
 
 
 @pytest.mark.parametrize("stretches", [0.0, 3.0])
-def test_what_lies_between_classes_follows_the_depth_until_it_was_seen(stretches):
+@pytest.mark.parametrize("contrast", [0.95, 0.6])
+def test_what_lies_between_classes_is_what_no_instance_has_within_until_it_was_seen(stretches, contrast):
     x = 0.1 * torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for index in (0, 9, 19):
         at = source(index=index, count=20)
-        learned = learn(LearnedSpread.empty(at), evidence(x), at, stretches=stretches)
-        deep, place = 1 - math.exp(-20 / 8), (index + 1) / 20
-        share = 0.3 + 0.6 * place * deep
-        unseen = share * 0.05 * (10 * deep) ** max(0.0, (place - 0.6) / 0.4)
-        own = share * (learned.total.numpy() * 8 + 0.1 * 8) / 16
-        between = np.maximum(own, own * stretches / (1 + stretches) + unseen / (1 + stretches))
+        learned = learn(LearnedSpread.empty(at), evidence(x, contrast=contrast), at, stretches=stretches)
+        natural, share = 1 - learned.inner, 0.3 + 0.6 * (index + 1) / 20 * (1 - math.exp(-20 / 8))
+        assert natural == pytest.approx(1 - contrast**2 * 24 / 25, abs=0.06)
+        # Instances of one class scatter so much; the classes lie apart four times that, in units of their contrast.
+        alike = (float(learned.total[0] @ at.share) * 8 + 0.1 * learned.inner * 8) / 16
+        unseen = min(natural, 4 * alike / (alike + learned.inner))
+        own = share * (learned.total.numpy() * 8 + 0.1 * 8) / 16  # not capped: 0.1 is always allowed
+        between = np.maximum(own, (own * stretches + 2 * share * unseen) / (stretches + 2))
         assert learned.spread.between.numpy() == pytest.approx(between)
         assert learned.spread.within.numpy() == pytest.approx(own * (1 - share) / share)
-        assert (between > own).all() == (index == 19)
+        assert (between > 2 * own).any() == (contrast < 0.9)
 
 
 @pytest.mark.parametrize("n", [8, 100])
-def test_learned_spread_learns_and_is_capped_but_in_the_last_layers(n):
-    caps, ones = {}, []
-    for index in (16, 17, 19):
-        at = source(index=index, count=20)
-        learned = LearnedSpread.empty(at)
-        for seed in range(3200 // n):
-            g = torch.Generator().manual_seed(seed)
-            level = 0.9**0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64)
-            contrast = (1.2 * torch.randn(n, 1, 1, generator=g, dtype=torch.float64)).exp()
-            learned = learn(learned, evidence(level, seed, contrast, 400), at, memory=400.0)
-        caps[index] = (learned.spread.total @ at.share).tolist()
-        assert learned.count == 400
-        ones.append(learned.one)
-    assert caps[16] == pytest.approx([0.3, 0.5])
-    assert caps[17] == pytest.approx(caps[19], rel=0.1)
-    assert caps[17][0] == pytest.approx(0.95, rel=0.15)
-    assert caps[17][1] > 0.6
-    assert ones == pytest.approx([0.95 * float(WEIGHT.sum())] * 3, rel=0.15)  # without a cap anywhere
+@pytest.mark.parametrize("within", [0.1, 1.0])
+def test_learned_spread_learns_and_is_capped_by_what_is_natural(n, within):
+    at = source(index=3, count=20)
+    learned = LearnedSpread.empty(at)
+    for seed in range(3200 // n):
+        g = torch.Generator().manual_seed(seed)
+        level = 0.9**0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64)
+        contrast = within**0.5 * (0.3 * torch.randn(n, 1, 1, generator=g, dtype=torch.float64)).exp()
+        learned = learn(learned, evidence(level, seed, contrast, 400), at, memory=400.0)
+    ones = learned.one / float(WEIGHT.sum())
+    location, _ = (learned.spread.total @ at.share).tolist()
+    assert learned.count == 400
+    assert ones == pytest.approx(0.95, rel=0.15)  # without a cap
+    assert learned.natural == pytest.approx(max(0.0, 1 - within * math.exp(2 * 0.3**2)), abs=0.05)
+    if within == 1.0:  # more than v_s in all: instances of several domains
+        assert location == pytest.approx(0.1 + 1.5 * learned.natural)
+    else:
+        assert location == pytest.approx(ones, rel=0.02)  # and the part between classes that few stretches have shown
+
+
+def limited(x, n, contrasts=None, limits=None):
+    """Without a profile: what `split_instances` finds in a stream (N, C) of locations."""
+    site, count, mean = source(known_spread(0.3, 0.2)), 0.0, torch.zeros(4, dtype=torch.float64)
+    scatter, found = Scatter.empty(site), []
+    contrasts = torch.ones(len(x)) if contrasts is None else contrasts
+    for seed, (part, contrast) in enumerate(zip(x.split(n), contrasts.double().split(n), strict=True)):
+        batch = evidence(part, seed, contrast.view(-1, 1, 1))
+        window, use = Window(count, 1.0 if count else 0.0, mean), torch.stack((mean, torch.zeros_like(mean)))
+        scatter, own = split_instances(scatter, window, batch, use, site.spread, site, 1e-3, 1.0, limits)
+        mean = mean + (torch.as_tensor(standardized(batch, site)[0]).mean(0) - mean) * n / (count + n)
+        count += n
+        found.append((scatter, own))
+    return found
+
+
+LIMITS = Limits(usual=(0.1, 0.05), most=0.4, together=0.06)
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_scales_that_vary_together_show_a_mixed_stream_and_channels_that_vary_alone_do_not(n):
+    g = torch.Generator().manual_seed(3)
+    x = 0.5 * torch.randn(192, 4, generator=g, dtype=torch.float64)  # 0.25: above the usual, below the most
+    same = limited(x, n, limits=LIMITS)
+    assert not any(scatter.mixed or own is not None for scatter, own in same)
+    contrasts = torch.where(torch.rand(192, generator=g) < 0.5, 0.4, 1.6)
+    split = limited(x, n, contrasts, LIMITS)
+    assert split[-1][0].mixed
+    assert split[-1][1] is not None
+    # Once it is known, both excesses are over the usual: half-log contrasts of +-ln 2 around their mean.
+    location, scale = split[-1][0].excess
+    assert location == pytest.approx(0.29 - 0.1, abs=0.06)  # 0.25 and what 25 positions leave
+    assert scale == pytest.approx(math.log(2) ** 2 - 0.05, rel=0.25)
+    assert limited(x, n, contrasts, LIMITS._replace(together=1.0))[-1][1] is None
+
+
+def test_what_varies_together_is_pooled_over_batches():
+    x = 0.2 * torch.randn(48, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    contrasts = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(5))
+    site, halves = source(known_spread(0.3, 0.2)), []
+    use = torch.zeros(2, 4, dtype=torch.float64)
+    scatter, count = Scatter.empty(site), 0.0
+    for seed, (part, contrast) in enumerate(zip(x.split(8), contrasts.double().split(8), strict=True)):
+        batch = evidence(part, seed, contrast.view(-1, 1, 1))
+        window = Window(count, 1.0 if count else 0.0, torch.zeros(4, dtype=torch.float64))
+        scatter, _ = split_instances(
+            scatter, window, batch, use, site.spread, site, 1e-3, 1.0, LIMITS._replace(together=9.0)
+        )
+        location, ratio = standardized(batch, site)
+        halves.append(np.log(ratio + location**2) / 2 @ WEIGHT.numpy() / 5)
+        count += 8
+    average = np.concatenate(halves)
+    assert scatter.together == pytest.approx(((average - average.mean()) ** 2).sum())
+
+
+def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():
+    g = torch.Generator().manual_seed(3)
+    site, use = source(known_spread(0.3, 0.2)), torch.zeros(2, 4, dtype=torch.float64)
+    batch = evidence(0.5 * torch.randn(64, 4, generator=g, dtype=torch.float64))
+    window = Window(0.0, 0.0, use[0])
+    for told, expected in ((None, False), (False, False), (True, True)):
+        told_batch = batch._replace(upstream=told)
+        scatter, own = split_instances(
+            Scatter.empty(site), window, told_batch, use, site.spread, site, 1e-3, 1.0, LIMITS
+        )
+        assert (own is not None) == expected
+        assert not scatter.mixed

@@ -15,6 +15,7 @@ from normadapt.baselines import BatchStatistics
 from normadapt.bench.ablations import NoCorrelation
 from normadapt.policies import track
 from normadapt.policies.base import are_below
+from normadapt.policies.spread_learner import shrink_to_prior
 from normadapt.statistics import gather_evidence
 
 CENTRES = centres(torch.float32)
@@ -96,7 +97,8 @@ def test_clean_runs_of_one_class_keep_the_statistics_near_the_source(profiled):
 @pytest.mark.parametrize("profiled", [False, True])
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_mixed_stream_is_normalized_one_by_one(n, profiled):
-    x = mixed(96)
+    # Without a profile it takes more to know that a stream is mixed: more instances, or domains farther apart.
+    x = mixed(96 if profiled else 192, apart=0.8 if profiled else 1.2)
     model, profile = trained()
     adapted = na.adapt(model, profile if profiled else None)
     alike = na.adapt(model, profile if profiled else None, na.Track(mixed_probability=1e-300))
@@ -110,8 +112,9 @@ def test_a_mixed_stream_is_normalized_one_by_one(n, profiled):
         statuses.append(adapted.report().sites[0].status)
         assert "instance" not in alike.report().sites[0].status
         distances.append([float(shown[key].square().mean()) for key in ("output", "common")])
-    assert sum("per instance" in status for status in statuses[8 // n :]) > 0.8 * len(statuses)
-    own, common = torch.tensor(distances).mean(0).tolist()
+    late = len(statuses) - 88 // n
+    assert sum("per instance" in status for status in statuses[late:]) > 0.8 * (len(statuses) - late)
+    own, common = torch.tensor(distances[late:]).mean(0).tolist()
     assert own < 0.7 * common  # both domains come nearer to the source's output
     # what a paused model uses lies between the domains
     assert float(adapted.state_dict()["0.running_mean"].mean()) == pytest.approx(0, abs=0.4)
@@ -133,7 +136,7 @@ def test_one_domain_is_not_split(n):
 def test_a_restart_in_mid_stream_changes_nothing(n, profiled):
     model, profile = trained()
     profile = profile if profiled else None
-    batches = mixed(120).split(n)
+    batches = mixed(120, apart=0.8 if profiled else 1.2).split(n)
     half = len(batches) // 2
     adapted = na.adapt(model, profile)
     for batch in batches[:half]:
@@ -226,11 +229,14 @@ def alone_at(index, count, x, n):
     return source, state, given
 
 
-def test_the_stretches_that_were_seen_outweigh_the_prior_of_the_classes():
-    x = photos(draws(400, 14), 14)
-    early, late = (alone_at(19, 20, x[:n], 8)[1].spread for n in (8, 400))
-    assert float(early.spread.between[1].mean()) > 0.3
-    assert float(late.spread.between[1].mean()) < 0.15
+def test_the_stretches_that_were_seen_outweigh_what_might_lie_between_the_classes():
+    alike = photos(torch.zeros(8, dtype=torch.long), 14)  # a run of one class
+    early = alone_at(19, 20, alike, 8)[1].spread
+    late = alone_at(19, 20, photos(draws(400, 14), 14), 8)[1].spread
+    assert early.natural == pytest.approx(0.2, abs=0.1)
+    assert float(early.spread.between[0].mean()) > 0.15
+    seen = float(shrink_to_prior(late.total, late.count)[0].mean())
+    assert float(late.spread.between[0].mean()) == pytest.approx(0.3 * seen + 0.6 * seen * 0.92, rel=0.15)
 
 
 def test_instances_are_shrunk_towards_the_statistics_that_the_batch_itself_gave():
@@ -239,7 +245,9 @@ def test_instances_are_shrunk_towards_the_statistics_that_the_batch_itself_gave(
     assert excess > 0
     assert float(state.use[0].min()) > 0.5
     x = (mixed(16, apart=3.0) + 4).double().mean((2, 3))
-    weight = excess / (excess + state.spread.spread.location)
+    usual = state.spread.limits.usual[0] * float(source.channel_weight.sum())
+    natural = min(1.0, usual / state.spread.spread.instance[0][0]) * state.spread.spread.location
+    weight = excess / (excess + natural)
     common = source.mean + state.use[0] * root
     torch.testing.assert_close(given.instances[0], common + weight * (x - common), rtol=1e-5, atol=1e-5)
 
