@@ -150,8 +150,11 @@ class Tails(Judge):
         low, high = state["ends"]
         self._low = -math.inf if low is None else float(low)
         self._high = math.inf if high is None else float(high)
-        self._seen = [tuple(math.nan if x is None else float(x) for x in pair) for pair in state["seen"]]  # type:
-        ignore[misc]
+        self._seen = [(_or_nan(a), _or_nan(s)) for a, s in state["seen"]]
+
+
+def _or_nan(x: float | None) -> float:
+    return math.nan if x is None else float(x)
 
 
 def judge_of(guard: Guard) -> Judge:
