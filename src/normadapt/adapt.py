@@ -19,7 +19,7 @@ from normadapt.profile import SourceProfile
 from normadapt.report import Report
 from normadapt.resume import read_snapshot, take_snapshot
 from normadapt.settings import DEFAULT_STREAM, current, use
-from normadapt.sites import Fingerprint, fingerprint
+from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
 from normadapt.streams import Pass, Stream, new_stream
@@ -91,6 +91,11 @@ class AdaptedModel(nn.Module):
         if not isinstance(name, str):
             raise ValueError(f"a stream's name must be a string; got {name!r}")
         return use(self, stream=name)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The layers that are adapted, in the model's order; `snapshot` and the report name them so."""
+        return tuple(hook.site for hook in self._hooks)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -186,6 +191,13 @@ class AdaptedModel(nn.Module):
         """Everything that adapting has changed, as a plain dict of tensors: all streams, for `restore`."""
         with self._lock:
             return take_snapshot(self.fingerprint, self.policy, self._hooks, self._streams)
+
+    def source_snapshot(self) -> dict[str, Tensor]:
+        """What `snapshot` gives before the first batch: one stream that has seen nothing, every site at its source."""
+        with self._lock, outside_autograd():
+            composition = Composition(reference=self._class_frequencies)
+            untouched = {DEFAULT_STREAM: new_stream(self.policy, self._hooks, composition)}
+            return take_snapshot(self.fingerprint, self.policy, self._hooks, untouched)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `snapshot` gave; all of it or, on an error, nothing.

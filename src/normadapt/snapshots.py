@@ -6,6 +6,7 @@ what a leaf was: nothing for a tensor, "#" for a number, "$" for a string, "~" f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def flatten(tree: Any, prefix: str) -> dict[str, Tensor]:
     if tree is None:
         return {prefix + "~": torch.zeros(0, dtype=torch.uint8)}
     if isinstance(tree, str):
-        return {prefix + "$": torch.tensor(list(tree.encode()), dtype=torch.uint8)}
+        return {prefix + "$": torch.tensor(list(tree.encode("utf-8", "surrogatepass")), dtype=torch.uint8)}
     if isinstance(tree, float):
         return {prefix + "#": torch.tensor(tree, dtype=torch.float64)}
     if isinstance(tree, (bool, int)):
@@ -51,7 +52,7 @@ def text(flat: Mapping[str, Tensor], key: str) -> str:
     """The string that `flatten` stored under `key`."""
     if key + "$" not in flat:
         raise SnapshotError(f"the snapshot has no entry {key!r}: expected what AdaptedModel.snapshot() returned")
-    return bytes(flat[key + "$"].tolist()).decode()
+    return bytes(flat[key + "$"].tolist()).decode("utf-8", "surrogatepass")
 
 
 def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
@@ -63,7 +64,10 @@ def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
     if prefix in flat:
         return _checked(flat[prefix], prefix, template).clone()
     if prefix + "#" in flat:
-        return _checked(flat[prefix + "#"], prefix, None).item()
+        number = flat[prefix + "#"].item()
+        if not math.isfinite(number):
+            raise SnapshotError(f"the snapshot holds non-finite numbers at {prefix!r}")
+        return number
     if prefix + "$" in flat:
         return text(flat, prefix)
     if prefix + "~" in flat:

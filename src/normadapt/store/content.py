@@ -1,0 +1,163 @@
+"""A snapshot's content: an adapted model's state as the bytes of one safetensors file, and back with every check.
+
+The file's header says whose state it is. It is one entry of canonical JSON, without a time in it, so that the same
+state gives the same bytes, and the same name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from normadapt.adapt import AdaptedModel
+from normadapt.errors import SnapshotError, StoreError
+from normadapt.sites import Fingerprint
+from normadapt.snapshots import text
+from normadapt.store.records import canonical
+from normadapt.version import __version__
+
+FORMAT = "normadapt-snapshot-1"
+
+
+def header_of(adapted: AdaptedModel, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Whose state it is: model, policy, sites, streams, version."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "model_name": adapted.fingerprint.model_name,
+        "fingerprint": adapted.fingerprint.digest,
+        "policy": type(adapted.policy).__name__,
+        "settings": _settings(adapted.policy),
+        "profiled": bool(state["profiled#"]),
+        "streams": [text(state, f"stream|{index}|name") for index in range(int(state["streams#"]))],
+        "sites": [
+            {"name": site.name, "kind": site.kind, "channels": site.channels, "eps": site.eps} for site in adapted.sites
+        ],
+    }
+
+
+def _settings(policy: Any) -> dict[str, str]:
+    """A policy's hyper-parameters as they print; nothing of an object that is no dataclass.
+
+    What prints with its address would give the same state another name in every process.
+    """
+    printed = (
+        {field.name: repr(getattr(policy, field.name)) for field in fields(policy)} if is_dataclass(policy) else {}
+    )
+    return {key: value for key, value in printed.items() if " at 0x" not in value}
+
+
+def check_owner(kept: Mapping[str, Any], adapted: AdaptedModel, header: Mapping[str, Any], where: str) -> None:
+    """Refuse a model that is not the one a header is about, or has another policy, or no profile where that had one.
+
+    Args:
+        kept: The header.
+        adapted: The model.
+        header: The model's own.
+        where: What the header is of, for the message.
+
+    Raises:
+        SnapshotError: With both names.
+    """
+    remedy = "-> give it the model that it was begun with, or use a store of its own for this one"
+    if header["fingerprint"] != kept["fingerprint"]:
+        owner = Fingerprint(kept["model_name"], kept["fingerprint"])
+        raise SnapshotError(f"{where} is of {owner}; the model given was made from {adapted.fingerprint} {remedy}")
+    for key, words in (("policy", "policy"), ("profiled", "source profile")):
+        if header[key] != kept[key]:
+            raise SnapshotError(f"{where} has {words}: {kept[key]}; the model given has {header[key]} {remedy}")
+
+
+def encode(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
+    """The bytes of the file."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    return safetensors.torch.save(tensors, {"normadapt": canonical(header)})
+
+
+def decode_header(data: bytes, where: str) -> dict[str, Any]:
+    """What `header_of` said, from the bytes of a file.
+
+    Raises:
+        StoreError: If they are not a snapshot's.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["normadapt"])
+        found = header["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{where} is not a snapshot of normadapt ({type(error).__name__}: {error})") from error
+    if found != FORMAT:
+        raise StoreError(
+            f"{where} has format {found!r}; this version reads {FORMAT!r} -> use the version that wrote it"
+        )
+    return dict(header)
+
+
+def decode(data: bytes, where: str) -> dict[str, Tensor]:
+    """The state, from the bytes of a file.
+
+    Raises:
+        StoreError: If they are no safetensors file.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # safetensors has error classes of its own, which changed between its versions
+        raise StoreError(f"{where} is not a safetensors file: {error}") from error
+
+
+def check_state(
+    header: Mapping[str, Any], state: Mapping[str, Tensor], source: Callable[[], Mapping[str, Tensor]] | None
+) -> None:
+    """Refuse a state that would spoil a model: every number finite, every variance in use above 0, every site there.
+
+    A variance of 0 is accepted where the source has 0 itself (a channel that is dead in the model as trained).
+
+    Args:
+        header: As `header_of` gives it.
+        state: As `AdaptedModel.snapshot` gives it.
+        source: Called for the source's own state if there is a 0; None if `state` is the source's.
+
+    Raises:
+        SnapshotError: Every offending entry is named.
+    """
+    problems = [f"{key}: non-finite numbers" for key in _not_finite(state)]
+    dead: Mapping[str, Tensor] | None = None
+    for index, stream in enumerate(header["streams"]):
+        for site in header["sites"]:
+            place = f"stream {stream!r}, site {site['name']!r}"
+            variance = state.get(f"stream|{index}|site|{site['name']}|buffers|1")
+            if variance is None or tuple(variance.shape) != (site["channels"],):
+                got = "none" if variance is None else str(tuple(variance.shape))
+                problems.append(f"{place}: expected a variance of shape ({site['channels']},), got {got}")
+                continue
+            if bool((variance > 0).all()):
+                continue
+            dead = (source() if source is not None else state) if dead is None else dead
+            own = dead[f"stream|0|site|{site['name']}|buffers|1"]
+            bad = (variance <= 0) & ~((variance == 0) & (own.to(variance) == 0))
+            if bool(bad.any()):
+                channels = ", ".join(map(str, bad.nonzero().flatten()[:5].tolist()))
+                problems.append(f"{place}: variance not above 0 in {int(bad.sum())} channels, the first are {channels}")
+    if problems:
+        raise SnapshotError(
+            "a state to keep or to use must have finite numbers, and variances above 0 wherever the source's are:\n  "
+            + "\n  ".join(problems[:20])
+            + "\n  -> reset() the stream, or go back to a good snapshot"
+        )
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Keys of entries with NaN or Inf. All of a dtype are looked at together: there are a thousand small ones."""
+    together: dict[torch.dtype, list[Tensor]] = {}
+    for value in state.values():
+        if value.is_floating_point():
+            together.setdefault(value.dtype, []).append(value.reshape(-1))
+    if all(bool(torch.cat(values).isfinite().all()) for values in together.values()):
+        return []
+    return [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
