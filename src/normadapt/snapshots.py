@@ -72,9 +72,10 @@ def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
         return text(flat, prefix)
     if prefix + "~" in flat:
         return None
+    flat = {key: value for key, value in flat.items() if key.startswith(prefix + "|")}  # what the children look through
     if hasattr(template, "_fields"):
         return type(template)(*(rebuild(flat, f"{prefix}|{key}", value) for key, value in _children(template)))
-    keys = {_child_name(key, prefix) for key in flat if key.startswith(prefix + "|")}
+    keys = {_child_name(key, prefix) for key in flat}
     if not keys and not isinstance(template, (tuple, list, Mapping)):
         raise SnapshotError(f"the snapshot has no entry {prefix!r}")
     length = len(template) if isinstance(template, (tuple, list)) else 0
