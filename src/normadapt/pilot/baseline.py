@@ -11,7 +11,9 @@ items says how bursty the signal is. Two hypotheses come of it, each with an arg
   are a block apart, so bursts of up to one block's length cannot reach from one to the next, whatever happens within.
   Finds moderate harm that lasts, where the allowance hides it from the items.
 
-Without over-dispersion there is no allowance and the items say it all.
+Without over-dispersion there is no allowance and the items say it all. What a short shadow phase happens not to show,
+no margin can know: twenty blocks cover bursts with a correlation of 0.05 within, sixty blocks 0.2
+(`benchmarks/guards.py`). Bursts that are longer than a block are covered only as far as the allowance goes.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ BLOCK = 50
 """Items of a block: bursts up to this long are allowed for."""
 
 _REMEMBER = 400  # blocks
-_SURE = 1.64  # standard errors by which blocks must scatter too much before it counts: 5 % without bursts
-_ALLOWANCE = 4.0  # standard deviations of the rates of blocks; measured in benchmarks/guards.py
+_SURE = 1.0  # standard errors by which blocks must scatter too much before it counts: one phase in six without bursts
+_ALLOWANCE = 5.0  # standard deviations of the rates of blocks; measured in benchmarks/guards.py
 _CEILING = 0.999  # the largest m0 of a guard that can still trip
 
 
@@ -34,7 +36,7 @@ class Hypothesis(NamedTuple):
 
     Args:
         item: m0 for items.
-        block: m0 for means of blocks; None where the shadow phase shows no bursts.
+        block: m0 for means of blocks; None where the shadow phase shows hardly any bursts.
         rate: The shadow phase's mean; NaN where it had no items.
         items: How many items it rests on.
         dispersion: Variance of block means over that of independent items.
@@ -93,18 +95,19 @@ class Baseline:
         rate = self._sum / self.count if self.count else math.nan
         dispersion, scatter = self._over_dispersion(rate)
         if fixed is None:
-            effective = self.count / max(dispersion, 1.0)
+            effective = self.count / (dispersion * (1 + _SURE * _relative_error(len(self._means))))
             block = max(rate + margin, upper_bound(rate, effective, delta)) if self.count else 1.0
         else:
             block = fixed
         allowance = 0.0
         if scatter > 0:
-            noise = (dispersion - 1) and scatter * scatter / (dispersion - 1)
+            noise = scatter * scatter / (dispersion - 1)  # variance of a block's mean about its own rate
             worst = (max(self._means) - rate) * scatter * scatter / (scatter * scatter + noise)
             allowance = max(_ALLOWANCE * scatter, worst)
         block = min(block, 1.0)
         item = block if block >= _CEILING else min(block + allowance, _CEILING)
-        return Hypothesis(item, block if allowance > 0 else None, rate, self.count, dispersion)
+        split = item - block > margin / 2  # below that the items alone are sharper
+        return Hypothesis(item, block if split else None, rate, self.count, dispersion)
 
     def _over_dispersion(self, rate: float) -> tuple[float, float]:
         """Dispersion of the block means, and the standard deviation of the blocks' own rates; 0 if it may be chance."""
@@ -115,9 +118,8 @@ class Baseline:
         mean = math.fsum(self._means) / blocks
         between = math.fsum((m - mean) ** 2 for m in self._means) / (blocks - 1)
         dispersion = between * BLOCK / within
-        if dispersion <= 1 + _SURE * math.sqrt(2 / (blocks - 1)):
-            return max(dispersion, 1.0), 0.0
-        return dispersion, math.sqrt(between - within / BLOCK)
+        excess = dispersion - 1 - _SURE * _relative_error(blocks)  # without bursts, five phases in six show none
+        return max(dispersion, 1.0), math.sqrt(max(excess, 0.0) * within / BLOCK)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -172,6 +174,11 @@ def divergence(p: float, q: float) -> float:
         return 0.0 if p == q else math.inf
     first = p * math.log(p / q) if p > 0 else 0.0
     return first + ((1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0)
+
+
+def _relative_error(blocks: int) -> float:
+    """Relative standard error of a variance from so many blocks."""
+    return math.sqrt(2 / (blocks - 1)) if blocks > 1 else 0.0
 
 
 def _floats(values: Sequence[Any]) -> list[float]:

@@ -44,10 +44,8 @@ class EProcess:
         reset_at_one: e-CUSUM for the long run.
 
     Attributes:
-        log_value: Log of the e-value now; 0 at the start.
         peak: Largest log e-value since the start: what Ville's inequality speaks about.
         count: Items seen.
-        mean: Their mean; NaN before the first.
 
     Example:
         >>> process = EProcess(0.05)
@@ -84,16 +82,21 @@ class EProcess:
         self._rate = max(self.m0, _LEAST_RATE)
         self._bets = [min(fraction, _LARGEST) / self._rate for fraction in fractions]
         self._start = [math.log(weight / total) for weight in weights]
+        self._room = math.log(len(fractions))
         self._steps = {x: self._step(x) for x in (0.0, 0.5, 1.0)}  # most signals take few values
         self.restart()
 
     def restart(self) -> None:
         """Wealth back to 1, nothing seen."""
         self._wealth = list(self._start)
-        self.log_value = 0.0
         self.peak = 0.0
         self.count = 0
         self._sum = 0.0
+
+    @property
+    def log_value(self) -> float:
+        """Log of the e-value now; 0 at the start."""
+        return _log_sum(self._wealth)
 
     @property
     def mean(self) -> float:
@@ -121,7 +124,12 @@ class EProcess:
                 raise ValueError(
                     f"an e-process needs signals in [0, 1]; got {value!r} -> scale the signal, count NaN as 1"
                 )
-        wealth, start, exp = self._wealth, self._start, math.exp
+        self.take(items)
+        return self.log_value
+
+    def take(self, items: Sequence[float]) -> None:
+        """As `update` for floats that are known to be in [0, 1], where the value is not asked for."""
+        wealth, start, room, peak = self._wealth, self._start, self._room, self.peak
         for value in items:
             steps = self._steps.get(value)
             if steps is None:
@@ -130,14 +138,11 @@ class EProcess:
                 wealth = [max(w, s) + step for w, s, step in zip(wealth, start, steps, strict=True)]
             else:
                 wealth = [w + step for w, step in zip(wealth, steps, strict=True)]
-            top = max(wealth)
-            self.log_value = top + math.log(sum([exp(w - top) for w in wealth]))
-            if self.log_value > self.peak:
-                self.peak = self.log_value
-            self.count += 1
+            if max(wealth) + room > peak:  # most of the time it cannot be a new peak
+                peak = max(peak, _log_sum(wealth))
             self._sum += value
-        self._wealth = wealth
-        return self.log_value
+        self.count += len(items)
+        self._wealth, self.peak = wealth, peak
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; `from_dict` gives a process that goes on the same to the bit."""
@@ -147,7 +152,6 @@ class EProcess:
             "weights": list(self._weights),
             "reset_at_one": self.reset_at_one,
             "wealth": list(self._wealth),
-            "log_value": self.log_value,
             "peak": self.peak,
             "count": self.count,
             "sum": self._sum,
@@ -165,13 +169,18 @@ class EProcess:
                 state["m0"], grid=state["grid"], weights=state["weights"], reset_at_one=bool(state["reset_at_one"])
             )
             wealth = [float(w) for w in state["wealth"]]
-            process.log_value, process.peak = float(state["log_value"]), float(state["peak"])
+            process.peak = float(state["peak"])
             process.count, process._sum = int(state["count"]), float(state["sum"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"this is not the state of an e-process ({error!r}) -> pass what to_dict() gave"
             ) from error
-        if len(wealth) != len(process._wealth) or not all(map(math.isfinite, (*wealth, process.log_value))):
+        if len(wealth) != len(process._wealth) or not all(map(math.isfinite, wealth)):
             raise ValueError("the state of an e-process holds a wealth that fits no bet -> pass what to_dict() gave")
         process._wealth = wealth
         return process
+
+
+def _log_sum(logs: list[float]) -> float:
+    top = max(logs)
+    return top + math.log(sum([math.exp(value - top) for value in logs]))

@@ -52,18 +52,37 @@ def answers(output: Any, predictions: Predictions | None = None) -> Answers | No
         predictions: Maps an output to class probabilities (n, K).
     """
     if predictions is None and isinstance(output, Tensor):
-        if output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
-            return None
-        logits = output.detach().float().cpu().numpy()
-        classes = logits.argmax(1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            below = logits - logits.max(1, keepdims=True)
-            return Answers(classes.tolist(), (1 / np.exp(below).sum(1)).tolist())
+        return _of_logits(_numbers(output)) if _are_logits(output) else None
     probabilities = class_probabilities(output, predictions)
     if probabilities is None:
         return None
     numbers = probabilities.cpu().numpy()
     return Answers(numbers.argmax(1).tolist(), numbers.max(1).tolist())
+
+
+def _are_logits(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1 and output.is_floating_point()
+
+
+def _numbers(logits: Tensor) -> Any:
+    return logits.detach().float().cpu().numpy()
+
+
+def _of_logits(logits: Any) -> Answers:
+    with np.errstate(invalid="ignore", over="ignore"):
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return Answers(logits.argmax(1).tolist(), (1 / odds.sum(1)).tolist())
+
+
+def _of_both(ours: Any, theirs: Any, predictions: Predictions | None) -> tuple[Answers | None, Answers | None]:
+    """Answers of both outputs, in one go where they are logits."""
+    if predictions is None and _are_logits(ours) and _are_logits(theirs) and ours.shape[1] == theirs.shape[1]:
+        both, count = _of_logits(np.concatenate((_numbers(ours), _numbers(theirs)))), len(ours)
+        return (
+            Answers(both.classes[:count], both.confidences[:count]),
+            Answers(both.classes[count:], both.confidences[count:]),
+        )
+    return answers(ours, predictions), None if theirs is None else answers(theirs, predictions)
 
 
 def signals(
@@ -99,8 +118,8 @@ def signals(
         {'disagreement': [1.0]}
     """
     rows: Signals = {}
-    ours = answers(adapted_output, predictions)
-    theirs = answers(source_output, predictions) if source_output is not None and ours is not None else None
+    ours, theirs = _of_both(adapted_output, source_output, predictions)
+    pairs = None if ours is None or theirs is None else _pairs(ours, theirs)
     for guard in guards:
         if isinstance(guard, Score):
             rows.update(_scores(guard, source_output, adapted_output, inputs))
@@ -110,31 +129,44 @@ def signals(
             rows[guard.name] = [] if seconds is None else [float(seconds)]
         elif isinstance(guard, VarianceRatio):
             rows[guard.name] = [] if variance is None else [float(end) for end in variance]
-        elif ours is not None and theirs is not None:
-            rows.update(_compared(guard, ours, theirs))
+        elif pairs is not None:
+            _compare(guard, pairs, rows)
     return rows
 
 
-def _compared(guard: Guard, ours: Answers, theirs: Answers) -> Signals:
+class _Pair(NamedTuple):
+    """One item's classes and confidences, of the adapted model and of the source."""
+
+    ours: int
+    theirs: int
+    sure: float
+    source_sure: float
+
+
+def _pairs(ours: Answers, theirs: Answers) -> list[_Pair]:
+    """Items that can be compared: where the source's output is finite."""
     if len(ours.classes) != len(theirs.classes):
         raise ValueError(
             f"the two outputs must be of the same items; got {len(ours.classes)} of the adapted model and "
             f"{len(theirs.classes)} of the source -> pass only the rows that both answered"
         )
-    pairs = [
-        (a, s, sure, other)
-        for a, sure, s, other in zip(ours.classes, ours.confidences, theirs.classes, theirs.confidences, strict=True)
-        if other == other
-    ]
+    rows = zip(ours.classes, theirs.classes, ours.confidences, theirs.confidences, strict=True)
+    return [pair for pair in map(_Pair._make, rows) if pair.source_sure == pair.source_sure]
+
+
+def _compare(guard: Guard, pairs: list[_Pair], rows: Signals) -> None:
+    """Add the rows of one guard. An adapted confidence of NaN is an output that is not finite."""
+    name = guard.name
     if isinstance(guard, Disagreement):
-        bad = [float(a != s or sure != sure) for a, s, sure, other in pairs if other >= guard.confident]
-        return {guard.name: bad}
-    if isinstance(guard, ClassConcentration):
-        finite = [(float(a), float(s)) for a, s, sure, _ in pairs if sure == sure]
-        return {guard.name: [a for a, _ in finite], source_key(guard.name): [s for _, s in finite]}
-    if isinstance(guard, ConfidenceCollapse):
-        return {guard.name: [sure for *_, sure, _ in pairs], source_key(guard.name): [other for *_, other in pairs]}
-    return {}
+        confident = guard.confident
+        rows[name] = [float(a != s or sure != sure) for a, s, sure, other in pairs if other >= confident]
+    elif isinstance(guard, ClassConcentration):
+        finite = [pair for pair in pairs if pair.sure == pair.sure]
+        rows[name] = [float(pair.ours) for pair in finite]
+        rows[source_key(name)] = [float(pair.theirs) for pair in finite]
+    elif isinstance(guard, ConfidenceCollapse):
+        rows[name] = [pair.sure for pair in pairs]
+        rows[source_key(name)] = [pair.source_sure for pair in pairs]
 
 
 def _scores(guard: Score, source_output: Any, adapted_output: Any, inputs: Any) -> Signals:

@@ -62,6 +62,8 @@ class GuardState:
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
+        self.name = guard.name
+        self.peak = 0.0  # largest log e-value since the restart
         self.judge = judge_of(guard)
         self.baseline = Baseline()
         self.hypothesis: Hypothesis | None = None
@@ -73,11 +75,6 @@ class GuardState:
     def log_value(self) -> float:
         """Log e-value now."""
         return max((weight + process.log_value for weight, process in self._processes), default=0.0)
-
-    @property
-    def peak(self) -> float:
-        """Largest log e-value since the restart."""
-        return max((weight + process.peak for weight, process in self._processes), default=0.0)
 
     @property
     def items(self) -> int:
@@ -100,7 +97,7 @@ class GuardState:
     def restart(self, cusum: bool) -> None:
         """Wealth back to 1."""
         self.judge.restart()
-        self._open, self._turn = [], 0
+        self._open, self._turn, self.peak = [], 0, 0.0
         if self.hypothesis is None:
             return
         if self.hypothesis.block is None:
@@ -111,16 +108,20 @@ class GuardState:
 
     def update(self, rows: Rows) -> None:
         """Judge the next items."""
-        items = self.judge.judge(rows)
-        if not items or not self._processes:
+        if self.name not in rows or not self._processes:
             return
-        self._processes[0][1].update(items)
+        items = self.judge.judge(rows)
+        weight, process = self._processes[0]
+        process.take(items)
+        self.peak = max(self.peak, weight + process.peak)
         if len(self._processes) == 1:
             return
         for x in items:
             self._open.append(x)
             if len(self._open) == BLOCK:
-                self._processes[1 + self._turn][1].update(math.fsum(self._open) / BLOCK)
+                weight, process = self._processes[1 + self._turn]
+                process.take([math.fsum(self._open) / BLOCK])
+                self.peak = max(self.peak, weight + process.peak)
                 self._open, self._turn = [], 1 - self._turn
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class GuardState:
             "processes": [[weight, process.to_dict()] for weight, process in self._processes],
             "open": list(self._open),
             "turn": self._turn,
+            "peak": self.peak,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -146,6 +148,7 @@ class GuardState:
             self.hypothesis = Hypothesis(**{**known, "rate": math.nan if known["rate"] is None else known["rate"]})
         self._processes = [(float(weight), EProcess.from_dict(process)) for weight, process in state["processes"]]
         self._open, self._turn = [float(x) for x in state["open"]], int(state["turn"])
+        self.peak = float(state["peak"])
 
 
 class Watch:
@@ -187,6 +190,8 @@ class Watch:
         self.states = {guard.name: GuardState(guard) for guard in guards if not guard.hard}
         self.threshold = math.log(max(len(self.states), 1) / self.alpha)
         self.frozen = False
+        self._hard = tuple(guard for guard in guards if guard.hard)
+        self._every = min((guard.every for guard in guards if isinstance(guard, VarianceRatio)), default=None)
         self._slow: dict[str, list[bool]] = {guard.name: [] for guard in guards if isinstance(guard, Latency)}
         self._unlooked: int | None = None  # items since the statistics were last looked at
 
@@ -215,7 +220,7 @@ class Watch:
     ) -> Signals:
         """As `signals`, and looks at the statistics of `adapted` when `VarianceRatio.every` items have passed."""
         variance = None
-        every = min((guard.every for guard in self.guards if isinstance(guard, VarianceRatio)), default=None)
+        every = self._every
         if every is not None and adapted is not None:
             self._unlooked = every if self._unlooked is None else self._unlooked + items
             if self._unlooked >= every:
@@ -253,10 +258,12 @@ class Watch:
 
         A statistical guard that has tripped goes on tripping until `restart`.
         """
-        hard = self._hard_trip(rows)
+        found = self._hard_trip(rows)
         for state in self.states.values():
             state.update(rows)
-        return hard or next((self._trip(s) for s in self.states.values() if s.peak >= self.threshold), None)
+            if state.peak >= self.threshold and found is None:
+                found = self._trip(state)
+        return found
 
     def _trip(self, state: GuardState) -> Trip:
         hypothesis = state.hypothesis
@@ -271,10 +278,10 @@ class Watch:
 
     def _hard_trip(self, rows: Rows) -> Trip | None:
         found: Trip | None = None
-        for guard in self.guards:
-            row = rows.get(guard.name, ())
+        for guard in self._hard:
+            row = rows.get(guard.name)
             reason = ""
-            if not guard.hard or not row:
+            if not row:
                 continue
             if isinstance(guard, NonFinite) and any(row):
                 reason = f"{sum(map(bool, row))} of {len(row)} outputs are not finite"
