@@ -12,7 +12,7 @@ items says how bursty the signal is. Two hypotheses come of it, each with an arg
   Finds moderate harm that lasts, where the allowance hides it from the items.
 
 Without over-dispersion there is no allowance and the items say it all. What a short shadow phase happens not to show,
-no margin can know: twenty blocks cover bursts with a correlation of 0.05 within, sixty blocks 0.2
+no margin can know: twenty blocks cover bursts with a correlation of 0.05 within, sixty blocks 0.1
 (`benchmarks/guards.py`). Bursts that are longer than a block are covered only as far as the allowance goes.
 """
 
