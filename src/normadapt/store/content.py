@@ -18,7 +18,7 @@ from torch import Tensor
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import SnapshotError, StoreError
 from normadapt.sites import Fingerprint
-from normadapt.snapshots import text
+from normadapt.snapshots import rebuild, text
 from normadapt.store.records import canonical
 from normadapt.version import __version__
 
@@ -38,16 +38,20 @@ _DTYPES = {
 
 
 def header_of(adapted: AdaptedModel, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Whose state it is: model, policy, sites, streams, version."""
+    """Whose state it is: model, policy, sites, streams, version.
+
+    Raises:
+        SnapshotError: If it is not what `AdaptedModel.snapshot` gives.
+    """
     return {
         "format": FORMAT,
         "version": __version__,
-        "model_name": adapted.fingerprint.model_name,
-        "fingerprint": adapted.fingerprint.digest,
-        "policy": type(adapted.policy).__name__,
+        "model_name": text(state, "model_name"),
+        "fingerprint": text(state, "model"),
+        "policy": text(state, "policy"),
         "settings": _settings(adapted.policy),
-        "profiled": bool(state["profiled#"]),
-        "streams": [text(state, f"stream|{index}|name") for index in range(int(state["streams#"]))],
+        "profiled": rebuild(state, "profiled", None),
+        "streams": [text(state, f"stream|{index}|name") for index in range(rebuild(state, "streams", None))],
         "sites": [
             {"name": site.name, "kind": site.kind, "channels": site.channels, "eps": site.eps} for site in adapted.sites
         ],
@@ -65,32 +69,37 @@ def _settings(policy: Any) -> dict[str, str]:
     return {key: value for key, value in printed.items() if " at 0x" not in value}
 
 
-def check_owner(kept: Mapping[str, Any], adapted: AdaptedModel, header: Mapping[str, Any], where: str) -> None:
-    """Refuse a model that is not the one a header is about, or has another policy, or no profile where that had one.
+def check_owner(kept: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Refuse what is not of the same model, under the same kind of policy, with a profile or without one.
 
     Args:
-        kept: The header.
-        adapted: The model.
-        header: The model's own.
-        where: What the header is of, for the message.
+        kept: A header.
+        given: Another header, or `identity_of` a model.
+        where: What the first one is of, for the message.
 
     Raises:
         SnapshotError: With both names.
     """
     remedy = "-> give it the model that it was begun with, or use a store of its own for this one"
-    if header["fingerprint"] != kept["fingerprint"]:
-        owner = Fingerprint(kept["model_name"], kept["fingerprint"])
-        raise SnapshotError(f"{where} is of {owner}; the model given was made from {adapted.fingerprint} {remedy}")
+    if given["fingerprint"] != kept["fingerprint"]:
+        owner, other = (Fingerprint(header["model_name"], header["fingerprint"]) for header in (kept, given))
+        raise SnapshotError(f"{where} is of {owner}; the model given was made from {other} {remedy}")
     for key, words in (("policy", "policy"), ("profiled", "source profile")):
-        if header[key] != kept[key]:
-            raise SnapshotError(f"{where} has {words}: {kept[key]}; the model given has {header[key]} {remedy}")
+        if given.get(key, kept[key]) != kept[key]:
+            raise SnapshotError(f"{where} has {words}: {kept[key]}; the model given has {given[key]} {remedy}")
+
+
+def identity_of(adapted: AdaptedModel) -> dict[str, Any]:
+    """What a header says of the model alone."""
+    model_name, digest = adapted.fingerprint
+    return {"model_name": model_name, "fingerprint": digest, "policy": type(adapted.policy).__name__}
 
 
 def encode(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
     """The bytes of a safetensors file: the same for the same state, on every machine and in every version.
 
-    Written here because the library takes 20 microseconds for each of a thousand small tensors, and does not promise the
-    order of what it writes. All tensors of a dtype are put together first.
+    Written here because the library takes 20 microseconds for each of a thousand small tensors, and does not promise
+    the order of what it writes. All tensors of a dtype are put together first.
     """
     order = sorted(state, key=lambda key: (-state[key].element_size(), str(state[key].dtype), key))
     entries: dict[str, Any] = {"__metadata__": {"normadapt": canonical(header)}}

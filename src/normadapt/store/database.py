@@ -83,6 +83,9 @@ class Database:
         self._depth = 0
 
     def _make_tables(self, first: Callable[[sqlite3.Connection], None]) -> None:
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):  # SQLite takes a few bytes of anything for nothing
+                raise self._damaged("open", "it begins otherwise")
         connection = self._connect()
         try:
             if not self._is_ours(connection):
@@ -191,12 +194,16 @@ class Database:
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreError(f"{start}: {error} -> give write access to the folder and its files, on a local disk")
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return StoreError(
-                f"{start}: {NAME} is damaged or not a database ({error}) -> bring back a copy, or name another folder"
-            )
+            return self._damaged(verb, str(error))
         if code == sqlite3.SQLITE_IOERR:
             return StoreError(f"{start}: {error} -> is the disk full or gone? The head is unchanged")
         return StoreError(f"{start}: {error}")
+
+    def _damaged(self, verb: str, why: str) -> StoreError:
+        return StoreError(
+            f"cannot {verb} the store {self.folder}: {NAME} is damaged or not a database ({why}) -> bring back a copy, "
+            "or name another folder"
+        )
 
     def _locked(self, verb: str) -> StoreLockedError:
         return StoreLockedError(

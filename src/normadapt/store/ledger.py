@@ -13,13 +13,15 @@ from normadapt.store.log import append, clock
 from normadapt.store.records import Snapshot, canonical
 
 COLUMNS = tuple(field.name for field in fields(Snapshot))
+_AS_JSON = ("note", "model_name", "streams")  # the words of others: SQLite's text refuses what is no proper Unicode
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM snapshots "
 
 
 def snapshot_from(row: tuple[Any, ...]) -> Snapshot:
     """A row of the table (`COLUMNS`) as a snapshot."""
     values = dict(zip(COLUMNS, row, strict=True))
-    values["streams"] = tuple(json.loads(values["streams"]))
+    values |= {name: json.loads(values[name]) for name in _AS_JSON}
+    values["streams"] = tuple(values["streams"])
     values["good"] = bool(values["good"])
     return Snapshot(**values)
 
@@ -94,7 +96,7 @@ def enter(
     if clash := sorted(own.keys() & facts.keys()):
         raise ValueError(f"commit() itself writes {', '.join(clash)} into the log -> give your facts other names")
     append(connection, "commit", {**facts, **own})
-    own["streams"] = canonical(list(snapshot.streams))
+    own |= {name: canonical(own[name]) for name in _AS_JSON}
     marks = ", ".join(f":{name}" for name in COLUMNS)
     connection.execute(f"INSERT INTO snapshots ({', '.join(COLUMNS)}) VALUES ({marks})", own)
     move_head(connection, snapshot.number)

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from normadapt.adapt import AdaptedModel
-from normadapt.errors import StoreError, StoreLockedError
-from normadapt.store.content import check_owner, check_state, decode, decode_header, encode, header_of
+from normadapt.errors import StoreError
+from normadapt.store.content import check_owner, check_state, decode, decode_header, encode, header_of, identity_of
 from normadapt.store.database import NAME, Database
 from normadapt.store.files import Shelf
 from normadapt.store.ledger import all_snapshots, enter, find, head_of, move_head, needed, prune, rollback_target
@@ -78,7 +78,9 @@ class Store:
         self._database = Database(self.path, self.timeout, lambda connection: self._born(connection))
         self._unneeded: set[str] = set()  # digests that a transaction pruned: their files go when it is on the disk
         self._owners: dict[str, dict[str, Any]] = {}  # header of snapshot 0, by digest
-        with suppress(StoreLockedError):  # somebody is writing: the next one to open the store will sweep
+        with suppress(
+            StoreError
+        ):  # somebody is writing, or the disk is full: the next one to open the store will sweep
             self._sweep()
 
     @staticmethod
@@ -87,21 +89,31 @@ class Store:
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 
-    def commit(self, adapted: AdaptedModel, note: str, *, good: bool = True, **facts: Any) -> Snapshot:
+    def commit(
+        self,
+        adapted: AdaptedModel,
+        note: str,
+        *,
+        good: bool = True,
+        state: Mapping[str, Tensor] | None = None,
+        **facts: Any,
+    ) -> Snapshot:
         """Keep the state that `adapted` has now and move the head to it; the first time also the source, as 0.
 
         Args:
             adapted: The model that the store belongs to.
             note: Words for the log.
             good: Whether it may be rolled back to without being asked for by number.
+            state: What `adapted.snapshot()` gave earlier, to keep that instead.
             **facts: More for the log; plain JSON values.
 
         Raises:
             SnapshotError: If the store is another model's, or the state must not be used.
             StoreError: If it cannot be written; the head is what it was.
         """
-        state = adapted.snapshot()
+        state = adapted.snapshot() if state is None else state
         header = header_of(adapted, state)
+        check_owner(header, identity_of(adapted), "the state")
         check_state(header, state, adapted.source_snapshot)
         data = encode(header, state)
         with self._writing("commit to") as connection:
@@ -133,7 +145,7 @@ class Store:
         zero = find(connection, 0)
         if zero.digest not in self._owners:
             self._owners[zero.digest] = decode_header(self._shelf.get(zero.digest), "snapshot 0")
-        check_owner(self._owners[zero.digest], adapted, header, f"the store {self.path}")
+        check_owner(self._owners[zero.digest], header, f"the store {self.path}")
 
     def head(self) -> Snapshot:
         """The snapshot in use.
@@ -168,9 +180,13 @@ class Store:
         """
         with self._database.read() as connection:
             snapshot = head_of(connection) if number is None else find(connection, number)
-        header, state = self._content(snapshot)
-        now = {**header, "policy": type(adapted.policy).__name__, "fingerprint": adapted.fingerprint.digest}
-        check_owner(header, adapted, now, f"snapshot {snapshot.number} in {self.path}")
+        try:
+            header, state = self._content(snapshot)
+        except StoreError:
+            if number is None and self.head() != snapshot:  # another process moved the head on, and pruned this one
+                return self.restore(adapted)
+            raise
+        check_owner(header, identity_of(adapted), f"snapshot {snapshot.number} in {self.path}")
         adapted.restore(state)
         return snapshot
 
@@ -278,8 +294,14 @@ class Store:
             ...     _ = store.record("stage", name="shadow")
             ...     store.write_state("pilot", {"stage": "shadow"})
         """
-        with self._writing("write to"):
-            yield self
+        try:
+            with self._writing("write to"):
+                try:
+                    yield self
+                except (OSError, sqlite3.Error) as error:
+                    raise _NotOurs from error
+        except _NotOurs as outside:
+            raise outside.__cause__ from None  # type: ignore[misc]
 
     def send(self, command: str, /, **facts: Any) -> int:
         """Leave a command for the pilot that runs on this store; returns its number. It is in the audit log, too."""
@@ -305,8 +327,12 @@ class Store:
 
     def verify(self) -> Verification:
         """Check everything: the chain of events, that they lead to the tables as they are, and every file."""
-        with self._database.read_apart() as connection:
-            return verify(connection, self._shelf)
+        for _ in range(3):
+            with self._database.read_apart() as connection:
+                found = verify(connection, self._shelf)
+            if found.ok or tuple(event.digest for event in self.history(1)) == (found.digest,):
+                break  # else somebody wrote meanwhile, and may have pruned a file that was looked for
+        return found
 
     def close(self) -> None:
         """Close the connections; the store cannot be used after it."""
@@ -359,3 +385,7 @@ class Store:
                 path.unlink(missing_ok=True)
             if found:
                 append(connection, "swept", {"files": len(found)})
+
+
+class _NotOurs(Exception):  # noqa: N818 (never seen outside)
+    """Carries an error of the caller's own out of a transaction, past the place where the store explains its own."""
