@@ -56,6 +56,14 @@ class _Pending:
         return bool(self.events or self.head or self.states)
 
 
+class _AsItWas(AdaptedModel):
+    """An adapted model with the state that it had at some time: as much of it as a store looks at."""
+
+    def __init__(self, adapted: AdaptedModel, state: dict[str, Tensor]) -> None:
+        self.__dict__.update(adapted.__dict__)
+        self.__dict__["snapshot"] = lambda: state
+
+
 class Keeper:
     """Good snapshots, events and state of one pilot.
 
@@ -80,6 +88,7 @@ class Keeper:
         self._store: Store | None = None
         self.good: dict[str, Tensor] = adapted.source_snapshot()
         self.number: int | None = 0
+        self.candidate: dict[str, Tensor] | None = None
         self._last_number = 0
         if store is not None:
             store.commit_source(adapted)
@@ -108,9 +117,17 @@ class Keeper:
 
     # -- good snapshots ------------------------------------------------------------------------------------------
 
-    def commit(self, note: str, **facts: Any) -> bool:
-        """What the model has now is good; False if it must not be used, and the last good one stays."""
-        state = self._adapted.snapshot()
+    def consider(self) -> None:
+        """What the model has now may turn out to be good."""
+        self.candidate = self._adapted.snapshot()
+
+    def commit(self, note: str, *, candidate: bool = False, **facts: Any) -> bool:
+        """What the model has now (or had when it was considered) is good; False if it must not be used.
+
+        The last good one stays then.
+        """
+        state = self.candidate if candidate and self.candidate is not None else self._adapted.snapshot()
+        self.candidate = None
         number: int | None = None
         if self._store is None:
             if any(value.is_floating_point() and not bool(value.isfinite().all()) for value in state.values()):
@@ -121,7 +138,7 @@ class Keeper:
             try:
                 with self._store.transaction():
                     self._write(self._store)  # in the order of happening: a roll back that waits comes first
-                    number = self._store.commit(self._adapted, note, **facts).number
+                    number = self._store.commit(_AsItWas(self._adapted, state), note, **facts).number
                 self._written()
             except SnapshotError as error:
                 self.tally("snapshot refused", reason=str(error).splitlines()[0])

@@ -62,7 +62,8 @@ class Plan:
         salt: Part of the hash; two pilots with different salts do not pick the same ids.
         idle: A gap between requests longer than this, in seconds, is no traffic: it does not count as baking.
         remember: Items kept for labels that come late.
-        commit_every: Items of the adapted model between two good snapshots.
+        commit_every: Items of the adapted model between two good snapshots, and items after a snapshot in which no
+            guard may be loud before it counts as good: more than harm takes to be seen.
         save_every: Items between two writings of the pilot's state.
 
     Raises:
@@ -137,8 +138,9 @@ class Plan:
             sound = {key: value for key, value in values.items() if _is_whole(value)}
             cls(**{"guards": (), **sound})
         except PlanError as error:
+            known = {line.partition(":")[0] for line in problems} | ({"guards"} if values["guards"] else set())
             more = [line.strip() for line in str(error).splitlines()[1:]]
-            problems += [line for line in more if not (values["guards"] and line.startswith("guards: no guard"))]
+            problems += [line for line in more if line.partition(":")[0] not in known]
         raise PlanError(f"the plan in {path} is refused:" + "".join(f"\n  {problem}" for problem in problems))
 
     def to_toml(self) -> str:

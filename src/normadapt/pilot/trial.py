@@ -176,9 +176,8 @@ class Trial:
     def finish(self, count: int) -> None:
         """A request of so many items was answered: commit, promote and save where it is time to."""
         self._since_save += count
-        moved = self.promote_if_passed()
-        if not moved and self._since_commit >= self.plan.commit_every and self.adapting and self.position.share > 0:
-            self._commit(f"{self.position.stage.value}, {self.items} items")
+        if not self.promote_if_passed():
+            self._prove()
         if self._since_save >= self.plan.save_every:
             self.save()
         self.keeper.flush()
@@ -252,6 +251,7 @@ class Trial:
         """Another stage, or another model behind the arm: counts begin anew."""
         self.visit += 1
         self.items = self._since_commit = 0
+        self.keeper.candidate = None
         self.time.restart()
         self.labels.restart()
         if self.position.stage is not Stage.ROLLED_BACK:
@@ -265,10 +265,23 @@ class Trial:
         self.watch.restart(cusum=self.position.stage is Stage.FULL)
         self._set_ceiling()
 
-    def _commit(self, note: str) -> None:
-        self._since_commit = 0
+    def _commit(self, note: str, *, candidate: bool = False) -> None:
         if self.watch.level <= QUIET:
-            self.keeper.commit(note, stage=self.position.stage.value, items=self.items)
+            self.keeper.commit(note, candidate=candidate, stage=self.position.stage.value, items=self.items)
+
+    def _prove(self) -> None:
+        """A state is good when no guard was loud for `commit_every` items after it.
+
+        Harm takes some items to be seen; what is committed as it is found may already hold it, and going back to that
+        would not help.
+        """
+        if self.watch.level > QUIET or not self.adapting or self.position.share == 0:
+            self.keeper.candidate, self._since_commit = None, 0
+        elif self._since_commit >= self.plan.commit_every:
+            if self.keeper.candidate is not None:
+                self._commit(f"{self.position.stage.value}, {self.items} items", candidate=True)
+            self.keeper.consider()
+            self._since_commit = 0
 
     # -- the weight's ceiling ------------------------------------------------------------------------------------
 
