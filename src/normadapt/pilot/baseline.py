@@ -12,7 +12,7 @@ items says how bursty the signal is. Two hypotheses come of it, each with an arg
   Finds moderate harm that lasts, where the allowance hides it from the items.
 
 Without over-dispersion there is no allowance and the items say it all. What a short shadow phase happens not to show,
-no margin can know: twenty blocks cover bursts with a correlation of 0.05 within, sixty blocks 0.1
+no margin can know: sixty blocks cover bursts with a correlation of 0.1 within, twenty hardly any
 (`benchmarks/guards.py`). Bursts that are longer than a block are covered only as far as the allowance goes.
 """
 
@@ -25,9 +25,15 @@ from typing import Any, NamedTuple
 BLOCK = 50
 """Items of a block: bursts up to this long are allowed for."""
 
+BLOCK_MEMORY = 20
+"""Memory of the e-processes on blocks, in blocks of one process."""
+
+ITEM_SHARE = 0.1
+"""Wealth of the items beside the blocks, where there are bursts: small, because bursts may exceed the allowance."""
+
 _REMEMBER = 400  # blocks
 _SURE = 1.0  # standard errors by which blocks must scatter too much before it counts: one phase in six without bursts
-_ALLOWANCE = 5.0  # standard deviations of the rates of blocks; measured in benchmarks/guards.py
+_ALLOWANCE = 6.0  # standard deviations of the rates of blocks; measured in benchmarks/guards.py
 _CEILING = 0.999  # the largest m0 of a guard that can still trip
 
 

@@ -32,7 +32,7 @@ class Judge:
 
     def judge(self, rows: Rows) -> list[float]:
         """Signals in [0, 1] of the next items."""
-        return [1.0 if x != x else min(max(float(x), 0.0), 1.0) for x in rows.get(self.guard.name, ())]
+        return [x if 0 <= x <= 1 else float(not x < 0) for x in rows.get(self.guard.name, ())]
 
     def restart(self) -> None:
         """Forget recent items, not what the shadow phase taught."""

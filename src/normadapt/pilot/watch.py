@@ -14,7 +14,7 @@ from typing import Any
 
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import PlanError
-from normadapt.pilot.baseline import BLOCK, Baseline, Hypothesis
+from normadapt.pilot.baseline import BLOCK, BLOCK_MEMORY, ITEM_SHARE, Baseline, Hypothesis
 from normadapt.pilot.e_process import EProcess
 from normadapt.pilot.guards import (
     Guard,
@@ -101,10 +101,12 @@ class GuardState:
         if self.hypothesis is None:
             return
         if self.hypothesis.block is None:
-            shares = [(1.0, self.hypothesis.item)]
-        else:
-            shares = [(0.5, self.hypothesis.item), (0.25, self.hypothesis.block), (0.25, self.hypothesis.block)]
-        self._processes = [(math.log(share), EProcess(m0, reset_at_one=cusum)) for share, m0 in shares]
+            self._processes = [(0.0, EProcess(self.hypothesis.item, reset_at_one=cusum))]
+            return
+        self._processes = [(math.log(ITEM_SHARE), EProcess(self.hypothesis.item, reset_at_one=cusum))]
+        for _ in range(2):
+            block = EProcess(self.hypothesis.block, reset_at_one=cusum, memory=BLOCK_MEMORY)
+            self._processes.append((math.log((1 - ITEM_SHARE) / 2), block))
 
     def update(self, rows: Rows) -> None:
         """Judge the next items."""
