@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from torch import nn
 import normadapt as na
 from normadapt.pilot.baseline import BLOCK, BLOCK_MEMORY, ITEM_SHARE, Baseline, Hypothesis
 from normadapt.pilot.e_process import CASH, FRACTIONS, WEIGHTS, EProcess
+from normadapt.pilot.guard_state import GuardState
 from normadapt.pilot.guards import (
     ClassConcentration,
     ConfidenceCollapse,
@@ -43,7 +43,7 @@ from normadapt.pilot.guards import (
     VarianceRatio,
 )
 from normadapt.pilot.signals import labelled_signals
-from normadapt.pilot.watch import GuardState, Watch
+from normadapt.pilot.watch import Watch
 
 Array = NDArray[np.float64]
 
@@ -265,14 +265,12 @@ def _pass(adapted: na.AdaptedModel, size: int, classes: int, items: int) -> floa
     for source, output in requests:
         watch.learn(watch.measure(source, output))
     watch.freeze_baselines()
-    right, spent = [False] * size, []
+    right, start = [False] * size, time.thread_time()
     for source, output in requests:
-        start = time.thread_time()
         rows = watch.measure(source, output, seconds=0.01, adapted=adapted, items=size)
         rows.update(labelled_signals(watch.guards, right, right))
         watch.update(rows)
-        spent.append(time.thread_time() - start)
-    return statistics.fmean(spent) / size * 1e6
+    return (time.thread_time() - start) / (len(requests) * size) * 1e6
 
 
 def measure(runs: int, seed: int, *, quick: bool = False) -> list[Row]:

@@ -65,13 +65,13 @@ def _are_logits(output: Any) -> bool:
 
 
 def _numbers(logits: Tensor) -> Any:
-    return logits.detach().float().cpu().numpy()
+    return (logits if logits.dtype is torch.float32 else logits.float()).numpy(force=True)
 
 
 def _of_logits(logits: Any) -> Answers:
     with np.errstate(invalid="ignore", over="ignore"):
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return Answers(logits.argmax(1).tolist(), (1 / odds.sum(1)).tolist())
+        total = np.add.reduce(np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True)), axis=1)
+        return Answers(logits.argmax(1).tolist(), (1 / total).tolist())
 
 
 def _of_both(ours: Any, theirs: Any, predictions: Predictions | None) -> tuple[Answers | None, Answers | None]:
@@ -151,7 +151,7 @@ def _pairs(ours: Answers, theirs: Answers) -> list[_Pair]:
             f"{len(theirs.classes)} of the source -> pass only the rows that both answered"
         )
     rows = zip(ours.classes, theirs.classes, ours.confidences, theirs.confidences, strict=True)
-    return [pair for pair in map(_Pair._make, rows) if pair.source_sure == pair.source_sure]
+    return [_Pair._make(row) for row in rows if row[3] == row[3]]
 
 
 def _compare(guard: Guard, pairs: list[_Pair], rows: Signals) -> None:
@@ -162,8 +162,8 @@ def _compare(guard: Guard, pairs: list[_Pair], rows: Signals) -> None:
         rows[name] = [float(a != s or sure != sure) for a, s, sure, other in pairs if other >= confident]
     elif isinstance(guard, ClassConcentration):
         finite = [pair for pair in pairs if pair.sure == pair.sure]
-        rows[name] = [float(pair.ours) for pair in finite]
-        rows[source_key(name)] = [float(pair.theirs) for pair in finite]
+        rows[name] = [float(pair[0]) for pair in finite]
+        rows[source_key(name)] = [float(pair[1]) for pair in finite]
     elif isinstance(guard, ConfidenceCollapse):
         rows[name] = [pair.sure for pair in pairs]
         rows[source_key(name)] = [pair.source_sure for pair in pairs]
