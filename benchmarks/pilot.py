@@ -2,10 +2,10 @@
 
     python benchmarks/pilot.py [--rounds 60] [--json FILE]
 
-The ResNet-18 of `overhead.py` (32x32 inputs, 20 BatchNorm2d), one thread, a store on the local disk. "Roll back" is the
-whole of what a request pays that trips a guard: finding it, the source's answer's share taken off, the last good
-snapshot in use again, the store's transaction on the disk. "Guards" is what the guards take of a request, "pilot" all
-that a request in shadow takes beyond the source's and the adapted model's forward pass.
+The ResNet-18 of `overhead.py` (32x32 inputs, 20 BatchNorm2d), one thread, a store on the local disk. "Roll back" is
+what a request that trips a guard and the next one take beyond their forward passes: finding harm, the last good
+snapshot in use again, the store's transaction on the disk. "Guards" is what the guards take of a request in shadow,
+"pilot" all that such a request takes beyond its two forward passes, the guards included.
 """
 
 from __future__ import annotations
@@ -53,11 +53,42 @@ GUARDS = (
 )
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """How long a call takes."""
+class Stopwatch:
+    """Adds up the time that wrapped calls take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def seconds(call: Callable[[], Any], *inside: Stopwatch) -> tuple[float, ...]:
+    """How long a call takes, and how much of it was spent in what these watches are around."""
+    for watch in inside:
+        watch.seconds = 0.0
     start = time.perf_counter()
     call()
-    return 1e3 * (time.perf_counter() - start)
+    return time.perf_counter() - start, *(watch.seconds for watch in inside)
+
+
+def watched(pilot: Pilot) -> tuple[Stopwatch, Stopwatch]:
+    """Stopwatches around the pilot's forward passes, and around its guards."""
+    passes, guards = Stopwatch(), Stopwatch()
+    pilot._arms.source = passes.around(pilot._arms.source)  # type: ignore[method-assign]
+    pilot._arms.ours = passes.around(pilot._arms.ours)  # type: ignore[method-assign]
+    pilot.watch.measure = guards.around(pilot.watch.measure)  # type: ignore[method-assign]
+    pilot._trial.take = guards.around(pilot._trial.take)  # type: ignore[method-assign]
+    return passes, guards
 
 
 def plan(**changes: Any) -> Plan:
@@ -73,26 +104,23 @@ def plan(**changes: Any) -> Plan:
 
 
 def rollbacks(model: nn.Module, profile: na.SourceProfile, folder: Path, rounds: int) -> list[float]:
-    """Milliseconds that a tripping request takes beyond the two forward passes in it, and the next one beyond one."""
+    """Milliseconds beyond forward passes of a request that trips and the next one, which is answered again."""
     pilot = Pilot(model, profile, Store(folder), plan())
-    extra = []
     for _ in range(64):
         pilot(images(16))
     pilot.promote("benchmark", force=True)
+    passes, _ = watched(pilot)
+    extra = []
     for _ in range(rounds):
         while pilot.stage is not Stage.FULL:
             pilot.promote("benchmark", force=True)
             pilot(images(1))
         bad, good = images(1) * float("nan"), images(1)
-        with pilot.adapted.as_source():
-            source = min(milliseconds(lambda: pilot.adapted(good)) for _ in range(3))  # noqa: B023
-        with pilot.adapted.paused():
-            paused = min(milliseconds(lambda: pilot.adapted(good)) for _ in range(3))  # noqa: B023
-        tripping = milliseconds(lambda: pilot(bad))  # noqa: B023
+        tripping = seconds(lambda: pilot(bad), passes)  # noqa: B023
         if pilot.stage is not Stage.ROLLED_BACK or not pilot.serving.startswith("snapshot"):
             raise RuntimeError(f"no roll back: {pilot.serving}, {pilot.verdict()}")
-        after = milliseconds(lambda: pilot(good))  # noqa: B023
-        extra.append(tripping + after - source - 2 * paused)
+        after = seconds(lambda: pilot(good), passes)  # noqa: B023
+        extra.append(1e3 * (tripping[0] - tripping[1] + after[0] - after[1]))
     pilot.close()
     return extra
 
@@ -102,38 +130,16 @@ def shadow(
 ) -> tuple[float, float, float]:
     """Microseconds an item of the guards, and of the pilot beyond two passes; two passes in milliseconds."""
     pilot = Pilot(model, profile, Store(folder), plan())
-    twin = na.adapt(model, profile)
-    guards, spent = [0.0], []
-    trial = pilot._trial
-    measure, take = trial.watch.measure, trial.take
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                guards[0] += time.perf_counter() - start
-
-        return run
-
-    trial.watch.measure = timed(measure)  # type: ignore[method-assign]
-    trial.take = timed(take)  # type: ignore[method-assign]
-    of_guards, passes = [], []
+    passes, guards = watched(pilot)
+    spent = []
     for turn in range(rounds + 10):
-        x = images(n)
-        ids = [f"{turn}-{place}" for place in range(n)]
-        with twin.as_source():
-            source = milliseconds(lambda: twin(x))  # noqa: B023
-        both = source + milliseconds(lambda: twin(x))  # noqa: B023
-        guards[0] = 0.0
-        whole = milliseconds(lambda: pilot(x, ids=ids))  # noqa: B023
-        if turn >= 10:
-            of_guards.append(1e6 * guards[0] / n)
-            spent.append(1e3 * (whole - both) / n)
-            passes.append(both)
+        x, ids = images(n), [f"{turn}-{place}" for place in range(n)]
+        spent.append(seconds(lambda: pilot(x, ids=ids), passes, guards))  # noqa: B023
     pilot.close()
-    return statistics.median(of_guards), statistics.median(spent), statistics.median(passes)
+    spent = spent[10:]
+    of_guards = statistics.median(1e6 * inside / n for _, _, inside in spent)
+    of_pilot = statistics.median(1e6 * (whole - both) / n for whole, both, _ in spent)
+    return of_guards, of_pilot, statistics.median(1e3 * both for _, both, _ in spent)
 
 
 def main() -> int:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import SnapshotError
+from normadapt.settings import current
 from normadapt.store import Command, Store
+from normadapt.streams import Stream
 
 STATE = "pilot"
 ANSWERED = "pilot-answered"
@@ -56,6 +58,13 @@ class _Pending:
         return bool(self.events or self.head or self.states)
 
 
+class _Kept(NamedTuple):
+    """A state of the model, as what can be put in use at once and as what can be stored."""
+
+    streams: dict[str, Stream]
+    state: dict[str, Tensor]
+
+
 class _AsItWas(AdaptedModel):
     """An adapted model with the state that it had at some time: as much of it as a store looks at."""
 
@@ -86,16 +95,20 @@ class Keeper:
         self._next_try = self._next_poll = -float("inf")
         self._generation = -1
         self._store: Store | None = None
-        self.good: dict[str, Tensor] = adapted.source_snapshot()
         self.number: int | None = 0
-        self.candidate: dict[str, Tensor] | None = None
+        self.candidate: _Kept | None = None
         self._last_number = 0
         if store is not None:
             store.commit_source(adapted)
-            head = store.restore(adapted)
-            self.good, self.number = store.load(head.number), head.number
+            self.number = store.restore(adapted).number
             # A handle of its own, with which a request waits for nobody; whoever gave `store` may be more patient.
             self._store = Store(store.path, retain=store.retain, timeout=_WAIT)
+        self._good = self._streams()
+
+    def _streams(self) -> dict[str, Stream]:
+        """The model's memory as it is. Its parts are replaced, never changed, so this stays what it is now."""
+        with self._adapted._lock:
+            return dict(self._adapted._streams)
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -119,14 +132,15 @@ class Keeper:
 
     def consider(self) -> None:
         """What the model has now may turn out to be good."""
-        self.candidate = self._adapted.snapshot()
+        self.candidate = _Kept(self._streams(), self._adapted.snapshot())
 
     def commit(self, note: str, *, candidate: bool = False, **facts: Any) -> bool:
         """What the model has now (or had when it was considered) is good; False if it must not be used.
 
         The last good one stays then.
         """
-        state = self.candidate if candidate and self.candidate is not None else self._adapted.snapshot()
+        kept = self.candidate if candidate else None
+        streams, state = kept or _Kept(self._streams(), self._adapted.snapshot())
         self.candidate = None
         number: int | None = None
         if self._store is None:
@@ -145,26 +159,20 @@ class Keeper:
                 return False
             except Exception as error:  # nothing that a store does may stop the answers
                 self._ill(error)
-        self.good, self.number = state, number
+        self._good, self.number = streams, number
         return True
 
     def back(self, by: str, reason: str, *, head: bool = True) -> None:
         """Put the last good snapshot in use; the store's head follows, unless it is there already."""
-        try:
-            self._adapted.restore(self.good)
-        except Exception as error:  # not even this may stop the answers
-            self.note("snapshot refused", reason=str(error).splitlines()[0])
-            self.forget()
+        with self._adapted._lock:  # what `restore` does, without reading the state anew: a request waits for this
+            self._adapted._streams = dict(self._good)
+            self._adapted._move_streams()
+            self._adapted._install(self._adapted._stream(current(self._adapted).stream))
         if head and self._store is not None and self.number is not None:
             self._pending.head = (self.number, by, reason)
 
-    def forget(self) -> None:
-        """Back to the source: no snapshot is good any more."""
-        self._adapted.reset()
-        self.good, self.number = self._adapted.source_snapshot(), 0
-
     def adopt(self, number: int) -> None:
-        """Make a stored snapshot the last good one.
+        """Make a stored snapshot the last good one, and put it in use.
 
         Raises:
             ValueError: If there is none of that number, or without a store.
@@ -173,14 +181,15 @@ class Keeper:
         if number == self.number:
             return
         if number == 0:
-            self.good, self.number = self._adapted.source_snapshot(), 0
-            return
-        if self._store is None:
+            self._adapted.restore(self._adapted.source_snapshot())
+        elif self._store is not None:
+            self._store.restore(self._adapted, number)
+        else:
             raise ValueError(
                 f"rollback(to={number}) needs a store; without one there are the last good state ({self.number}) and "
                 "the source (0) -> Pilot(model, profile, store, plan)"
             )
-        self.good, self.number = self._store.load(number), number
+        self._good, self.number = self._streams(), number
 
     # -- the store -----------------------------------------------------------------------------------------------
 
