@@ -121,7 +121,10 @@ def signals(
     ours, theirs = _of_both(adapted_output, source_output, predictions)
     pairs = None if ours is None or theirs is None else _pairs(ours, theirs)
     for guard in guards:
-        if isinstance(guard, Score):
+        if isinstance(guard, _COMPARING):
+            if pairs is not None:
+                _compare(guard, pairs, rows)
+        elif isinstance(guard, Score):
             rows.update(_scores(guard, source_output, adapted_output, inputs))
         elif isinstance(guard, NonFinite):
             rows[guard.name] = _non_finite(guard, ours, source_output, adapted_output, inputs)
@@ -129,18 +132,13 @@ def signals(
             rows[guard.name] = [] if seconds is None else [float(seconds)]
         elif isinstance(guard, VarianceRatio):
             rows[guard.name] = [] if variance is None else [float(end) for end in variance]
-        elif pairs is not None:
-            _compare(guard, pairs, rows)
     return rows
 
 
-class _Pair(NamedTuple):
-    """One item's classes and confidences, of the adapted model and of the source."""
+_COMPARING = (Disagreement, ClassConcentration, ConfidenceCollapse)
 
-    ours: int
-    theirs: int
-    sure: float
-    source_sure: float
+_Pair = tuple[int, int, float, float]
+"""One item's classes, of the adapted model and of the source, and their confidences."""
 
 
 def _pairs(ours: Answers, theirs: Answers) -> list[_Pair]:
@@ -151,7 +149,7 @@ def _pairs(ours: Answers, theirs: Answers) -> list[_Pair]:
             f"{len(theirs.classes)} of the source -> pass only the rows that both answered"
         )
     rows = zip(ours.classes, theirs.classes, ours.confidences, theirs.confidences, strict=True)
-    return [_Pair._make(row) for row in rows if row[3] == row[3]]
+    return [row for row in rows if row[3] == row[3]]
 
 
 def _compare(guard: Guard, pairs: list[_Pair], rows: Signals) -> None:
@@ -161,12 +159,12 @@ def _compare(guard: Guard, pairs: list[_Pair], rows: Signals) -> None:
         confident = guard.confident
         rows[name] = [float(a != s or sure != sure) for a, s, sure, other in pairs if other >= confident]
     elif isinstance(guard, ClassConcentration):
-        finite = [pair for pair in pairs if pair.sure == pair.sure]
+        finite = [pair for pair in pairs if pair[2] == pair[2]]
         rows[name] = [float(pair[0]) for pair in finite]
         rows[source_key(name)] = [float(pair[1]) for pair in finite]
     elif isinstance(guard, ConfidenceCollapse):
-        rows[name] = [pair.sure for pair in pairs]
-        rows[source_key(name)] = [pair.source_sure for pair in pairs]
+        rows[name] = [sure for _, _, sure, _ in pairs]
+        rows[source_key(name)] = [other for _, _, _, other in pairs]
 
 
 def _scores(guard: Score, source_output: Any, adapted_output: Any, inputs: Any) -> Signals:

@@ -90,7 +90,7 @@ class Watch:
         self.states = {guard.name: GuardState(guard) for guard in guards if not guard.hard}
         self.threshold = math.log(max(len(self.states), 1) / self.alpha)
         self.frozen = False
-        self._hard = tuple(guard for guard in guards if guard.hard)
+        self._hard = tuple((guard.name, guard) for guard in guards if guard.hard)
         self._every = min((guard.every for guard in guards if isinstance(guard, VarianceRatio)), default=None)
         self._slow: dict[str, list[bool]] = {guard.name: [] for guard in guards if isinstance(guard, Latency)}
         self._unlooked: int | None = None  # items since the statistics were last looked at
@@ -178,8 +178,8 @@ class Watch:
 
     def _hard_trip(self, rows: Rows) -> Trip | None:
         found: Trip | None = None
-        for guard in self._hard:
-            row = rows.get(guard.name)
+        for name, guard in self._hard:
+            row = rows.get(name)
             reason = ""
             if not row:
                 continue
