@@ -84,8 +84,9 @@ def seconds(call: Callable[[], Any], *inside: Stopwatch) -> tuple[float, ...]:
 def watched(pilot: Pilot) -> tuple[Stopwatch, Stopwatch]:
     """Stopwatches around the pilot's forward passes, and around its guards."""
     passes, guards = Stopwatch(), Stopwatch()
-    pilot._arms.source = passes.around(pilot._arms.source)  # type: ignore[method-assign]
-    pilot._arms.ours = passes.around(pilot._arms.ours)  # type: ignore[method-assign]
+    arms = pilot._desk._arms
+    arms.source = passes.around(arms.source)  # type: ignore[method-assign]
+    arms.ours = passes.around(arms.ours)  # type: ignore[method-assign]
     pilot.watch.measure = guards.around(pilot.watch.measure)  # type: ignore[method-assign]
     pilot._trial.take = guards.around(pilot._trial.take)  # type: ignore[method-assign]
     return passes, guards

@@ -128,6 +128,16 @@ def test_a_store_deleted_under_the_process_does_not_stop_the_answers(tmp_path):
     story.pilot.close()
 
 
+def test_a_request_after_the_end_is_answered_from_memory(tmp_path):
+    with Story(store=tmp_path).pilot as pilot:
+        pass
+    story = Story(store=Store(tmp_path)).until("canary")
+    story.pilot.close()
+    assert story.send().shape == (8, 3)
+    assert "closed" in story.pilot.status()["store"]["trouble"]
+    assert pilot.status()["store"]["trouble"] is None
+
+
 def test_a_locked_store_is_waited_for_briefly_and_catches_up(tmp_path):
     plan = make_plan(canary=(StageRule(400, 10.0, share=0.5),))
     story = Story(store=Store(tmp_path), plan=plan).until("canary")

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+import normadapt
 from normadapt.errors import PlanError
-from normadapt.pilot import NonFinite, Pilot, Stage, StageRule, arm_of
+from normadapt.pilot import Disagreement, NonFinite, Pilot, Stage, StageRule, arm_of
 from normadapt.pilot.verdict import Outcome
-from pilot.stories import Follow, Story, images, make_model, make_plan
+from pilot.stories import Follow, Story, images, make_model, make_plan, nan
 
 NEEDS_LABELS = {"promote_without_labels": False}
 
@@ -231,6 +232,22 @@ def test_streams_do_not_mix():
         with adapted.stream(name):
             means.append(adapted.state_dict()["1.running_mean"])
     assert (means[0] - means[1]).abs().max() > 0.1
+
+
+def test_a_guard_that_shadow_taught_nothing_is_named():
+    story = Story(plan=make_plan(guards=(Disagreement(confident=1.0), NonFinite()))).until("canary")
+    assert story.pilot.status()["blind"] == ["disagreement"]
+    assert [event.facts for event in story.pilot.events if event.kind == "blind guards"] == [
+        {"guards": ["disagreement"]}
+    ]
+
+
+def test_the_default_policy_with_a_profile_goes_all_the_way_in_and_back():
+    model = make_model()
+    profile = normadapt.profile_source(model, [images(50, seed=seed)[0] for seed in range(4)])
+    story = Story(model=model, profile=profile, policy=normadapt.Track()).until("full")
+    story.until_trip(n=16, change=nan)
+    story.until("canary")
 
 
 def test_status_is_json_and_names_what_is_missing():

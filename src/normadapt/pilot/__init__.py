@@ -14,8 +14,7 @@ from normadapt.pilot.guards import (
 from normadapt.pilot.pilot import Pilot
 from normadapt.pilot.plan import Plan, StageRule
 from normadapt.pilot.routing import arm_of
-from normadapt.pilot.stages import Cause, Position, Stage
-from normadapt.pilot.trial import Transition
+from normadapt.pilot.stages import Cause, Position, Stage, Transition
 from normadapt.pilot.verdict import Outcome, Verdict
 from normadapt.pilot.watch import Trip, Watch
 

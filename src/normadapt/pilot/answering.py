@@ -1,127 +1,114 @@
-"""From a request to the answers of both models: what is asked of whom, and which answers belong together."""
+"""How a request is answered: by the arms that are asked, judged before it goes out, by the source on any trouble.
+
+An answer that the guards trip on is never given out: the same request gets the source's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import time
+from typing import Any
 
-from normadapt.adapt import AdaptedModel
-from normadapt.pilot.routing import Id, Route, are_ids
-from normadapt.pilot.rows import count_rows, take_rows
-from normadapt.settings import DEFAULT_STREAM
-
-
-class Request(NamedTuple):
-    """A call of the model.
-
-    Args:
-        args: The model's own.
-        kwargs: The model's own.
-        count: Items (type: a tuple's own `count` is hidden).
-        ids: A name for each, or None.
-        stream: Name of the stream.
-        complaints: What was wrong with ids or stream; the request is answered without them.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    count: int  # type: ignore[assignment]
-    ids: Sequence[Id] | None
-    stream: str
-    complaints: tuple[str, ...]
+from normadapt.pilot.arms import Arms, Request
+from normadapt.pilot.routing import Route, route
+from normadapt.pilot.rows import RowsError, put_rows
+from normadapt.pilot.signals import answers
+from normadapt.pilot.stages import Stage
+from normadapt.pilot.trial import Trial
+from normadapt.pilot.watch import Trip
+from normadapt.predictions import Predictions
 
 
-class Pair(NamedTuple):
-    """Answers to the same items.
+class Desk:
+    """Answers requests as the trial stands.
 
     Args:
-        places: Which items of the request.
-        adapted: The arm's answer.
-        source: The source's, or None where it was not asked.
-        inputs: The model's first argument, these items alone.
-        first: Whether it is the request's first: what belongs to the whole request goes with it.
+        trial: Where it stands, and what guards and labels remember.
+        arms: Both models.
+        predictions: Maps an output to class probabilities, or None for the default.
     """
 
-    places: Sequence[int]
-    adapted: Any
-    source: Any
-    inputs: Any
-    first: bool
+    def __init__(self, trial: Trial, arms: Arms, predictions: Predictions | None) -> None:
+        self._trial = trial
+        self._arms = arms
+        self._predictions = predictions
 
+    def answer(self, request: Request) -> Any:
+        """The answer that goes out.
 
-def read_request(args: tuple[Any, ...], kwargs: Mapping[str, Any], ids: Any, stream: Any) -> Request:
-    """A call as a request; strange ids and streams are complained of, not refused.
-
-    A call without a tensor (n, ...) is one item.
-    """
-    rows = count_rows(args, kwargs)
-    count = 1 if rows is None else rows
-    complaints = []
-    if ids is not None and not are_ids(ids, count):
-        complaints.append("strange ids")
-        ids = None
-    if stream is not None and not isinstance(stream, str):
-        complaints.append("strange stream")
-        stream = None
-    return Request(args, kwargs, count, ids, stream or DEFAULT_STREAM, tuple(complaints))
-
-
-class Arms:
-    """Both models behind one: the source, and the adapted model as it is let in.
-
-    Args:
-        adapted: The adapted model, which answers as the source, too.
-    """
-
-    def __init__(self, adapted: AdaptedModel) -> None:
-        self._adapted = adapted
-
-    def source(self, request: Request, places: Sequence[int] | None = None) -> Any:
-        """The source's answer to all items, or to some."""
-        args, kwargs = _cut(request, places)
-        with self._adapted.as_source():
-            return self._adapted(*args, **kwargs)
-
-    def ours(self, request: Request, places: Sequence[int], *, adapting: bool) -> Any:
-        """The adapted model's answer to these items, the only ones that it sees."""
-        args, kwargs = _cut(request, places)
-        if adapting:
-            return self._adapted(*args, **kwargs)
-        with self._adapted.paused():
-            return self._adapted(*args, **kwargs)
-
-    def pairs(self, request: Request, way: Route, ours: Any, theirs: Any) -> Iterator[Pair]:
-        """The answers as pairs: items that both models answered, then those that the arm answered alone.
-
-        Args:
-            request: The request.
-            way: Who was asked.
-            ours: The arm's answer to `way.asked`.
-            theirs: The source's answer to the whole request, or None: then it is asked here.
+        Raises:
+            Exception: What the model itself raises for this request, and nothing else.
         """
-        fed = request.args[0] if request.args else next(iter(request.kwargs.values()), None)
-        if theirs is not None:
-            yield Pair(
-                way.asked,
-                ours,
-                take_rows(theirs, way.asked, request.count),
-                take_rows(fed, way.asked, request.count),
-                True,
-            )
-            return
-        known = set(way.paired)
-        alone = [place for place in way.asked if place not in known]
-        if way.paired:
-            source = self.source(request, way.paired)
-            ours_too = take_rows(ours, way.paired, request.count)
-            yield Pair(way.paired, ours_too, source, take_rows(fed, way.paired, request.count), True)
-        if alone:
-            answered = take_rows(ours, alone, request.count)
-            yield Pair(alone, answered, None, take_rows(fed, alone, request.count), not way.paired)
+        answered = self._trial.answered
+        way = self._route(request)
+        with self._arms.stream(request.stream):
+            if way is None or not way.asked:
+                output, arm = self._arms.source(request), 0
+            else:
+                output, arm = self._answer_by_arms(request, way)
+        answered["requests"] += 1
+        answered["items"] += request.count
+        answered["source"] += request.count - arm
+        answered["snapshot" if self._trial.position.stage is Stage.ROLLED_BACK else "adapted"] += arm
+        return output
 
+    def _route(self, request: Request) -> Route | None:
+        """Who is asked; None for nobody but the source."""
+        position, plan = self._trial.position, self._trial.plan
+        rolled_back = position.stage is Stage.ROLLED_BACK and not position.share
+        if position.stage is Stage.OFF or rolled_back or request.count == 0:
+            return None
+        first = self._trial.answered["items"]
+        items = request.ids or [f"item {first + place}" for place in range(request.count)]
+        units = items if plan.unit == "request" else [request.stream] * request.count
+        return route(position, units, items, plan.paired_share, plan.salt)
 
-def _cut(request: Request, places: Sequence[int] | None) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if places is None:
-        return request.args, request.kwargs
-    args = tuple(take_rows(value, places, request.count) for value in request.args)
-    return args, {key: take_rows(value, places, request.count) for key, value in request.kwargs.items()}
+    def _answer_by_arms(self, request: Request, way: Route) -> tuple[Any, int]:
+        """The output, and how many of its items the arm answered."""
+        trial, arms = self._trial, self._arms
+        theirs = arms.source(request) if way.whole else None  # what the model raises itself is the caller's
+        try:
+            started = time.perf_counter()
+            ours = arms.ours(request, way.asked, adapting=trial.adapting)
+            seconds = time.perf_counter() - started
+        except Exception as error:  # adapting may not cost a request its answer
+            trip: Trip | None = Trip("error", None, None, len(way.asked), f"the adapted model raised {error!r}")
+        else:
+            trip = self._judge(request, way, ours, theirs, seconds)
+        if trip is not None:
+            theirs = arms.source(request) if theirs is None else theirs
+            trial.trip(trip)
+            return theirs, 0
+        if not way.served:
+            return theirs, 0
+        try:
+            return put_rows(theirs, ours, way.asked, request.count), len(way.asked)
+        except RowsError as error:
+            trial.keeper.tally("answers without rows", reason=str(error))
+            return theirs, 0
+
+    def _judge(self, request: Request, way: Route, ours: Any, theirs: Any, seconds: float) -> Trip | None:
+        """Show the guards what the models answered, paired where both did, and remember it for labels."""
+        trial = self._trial
+        try:
+            for pair in self._arms.pairs(request, way, ours, theirs):
+                rows = trial.watch.measure(
+                    pair.source,
+                    pair.adapted,
+                    pair.inputs,
+                    predictions=self._predictions,
+                    seconds=seconds if pair.first else None,
+                    adapted=self._arms.adapted if pair.first else None,
+                    items=len(way.asked),
+                )
+                trip = trial.take(rows, len(pair.places))
+                if trip is not None:
+                    return trip
+                if request.ids is not None and pair.source is not None:
+                    ours_said = answers(pair.adapted, self._predictions)
+                    theirs_said = answers(pair.source, self._predictions)
+                    if ours_said is not None and theirs_said is not None:
+                        names = [request.ids[place] for place in pair.places]
+                        trial.remember(names, ours_said.classes, theirs_said.classes)
+        except Exception as error:  # a guard that cannot see is no guard
+            return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}")
+        return None

@@ -13,19 +13,18 @@ from torch import nn
 
 from normadapt.adapt import AdaptedModel, adapt
 from normadapt.errors import PlanError
-from normadapt.pilot.answering import Arms, Request, read_request
+from normadapt.pilot.answering import Desk
+from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
 from normadapt.pilot.late_labels import as_class
 from normadapt.pilot.operators import carry_out
 from normadapt.pilot.plan import Plan
-from normadapt.pilot.routing import Id, Route, route
-from normadapt.pilot.rows import RowsError, put_rows
-from normadapt.pilot.signals import answers
-from normadapt.pilot.stages import Position, Stage
+from normadapt.pilot.routing import Id
+from normadapt.pilot.stages import Position, Stage, Transition
 from normadapt.pilot.status import status
-from normadapt.pilot.trial import Transition, Trial
+from normadapt.pilot.trial import Trial
 from normadapt.pilot.verdict import Verdict
-from normadapt.pilot.watch import Trip, Watch
+from normadapt.pilot.watch import Watch
 from normadapt.policies import Policy
 from normadapt.predictions import Predictions
 from normadapt.profile import SourceProfile
@@ -87,11 +86,10 @@ class Pilot(nn.Module):
         self._opened_here = isinstance(store, (str, Path))
         self.store = Store(store) if isinstance(store, (str, Path)) else store
         self.on_transition = on_transition
-        self._predictions = predictions
         self._lock = threading.RLock()
-        self._arms = Arms(self.adapted)
         self._keeper = Keeper(self.adapted, self.store)
         self._trial = Trial(plan, self.adapted, self._keeper, clock)
+        self._desk = Desk(self._trial, Arms(self.adapted), predictions)
         self.register_load_state_dict_pre_hook(_refuse_load)  # type: ignore[no-untyped-call]
         self._keeper.flush()
 
@@ -165,87 +163,13 @@ class Pilot(nn.Module):
             self._call_back()
 
     def _answer(self, request: Request) -> Any:
-        trial = self._trial
         for complaint in request.complaints:
             self._keeper.tally(complaint)
         self._obey()
-        trial.begin()
-        with self.adapted.stream(request.stream):
-            output, arm = self._answer_by_arms(request)
-        trial.answered["requests"] += 1
-        trial.answered["items"] += request.count
-        trial.answered["source"] += request.count - arm
-        trial.answered["snapshot" if trial.position.stage is Stage.ROLLED_BACK else "adapted"] += arm
-        trial.finish(request.count)
+        self._trial.begin()
+        output = self._desk.answer(request)
+        self._trial.finish(request.count)
         return output
-
-    def _answer_by_arms(self, request: Request) -> tuple[Any, int]:
-        """The output, and how many of its items the arm answered."""
-        trial, arms = self._trial, self._arms
-        way = self._route(request)
-        if way is None or not way.asked:
-            return arms.source(request), 0
-        theirs = arms.source(request) if way.whole else None  # what the model raises itself is the caller's
-        try:
-            started = time.perf_counter()
-            ours = arms.ours(request, way.asked, adapting=trial.adapting)
-            seconds = time.perf_counter() - started
-        except Exception as error:  # adapting may not cost a request its answer
-            trip: Trip | None = Trip("error", None, None, len(way.asked), f"the adapted model raised {error!r}")
-        else:
-            trip = self._judge(request, way, ours, theirs, seconds)
-        if trip is not None:
-            theirs = arms.source(request) if theirs is None else theirs
-            trial.trip(trip)
-            return theirs, 0
-        if not way.served:
-            return theirs, 0
-        try:
-            return put_rows(theirs, ours, way.asked, request.count), len(way.asked)
-        except RowsError as error:
-            self._keeper.tally("answers without rows", reason=str(error))
-            return theirs, 0
-
-    def _route(self, request: Request) -> Route | None:
-        trial = self._trial
-        position = trial.position
-        if (
-            position.stage is Stage.OFF
-            or request.count == 0
-            or (position.stage is Stage.ROLLED_BACK and not position.share)
-        ):
-            return None
-        first = trial.answered["items"]
-        items = request.ids or [f"item {first + place}" for place in range(request.count)]
-        units = items if trial.plan.unit == "request" else [request.stream] * request.count
-        return route(position, units, items, trial.plan.paired_share, trial.plan.salt)
-
-    def _judge(self, request: Request, way: Route, ours: Any, theirs: Any, seconds: float) -> Trip | None:
-        """Show the guards what the models answered, paired where both did, and remember it for labels."""
-        trial = self._trial
-        try:
-            for pair in self._arms.pairs(request, way, ours, theirs):
-                first = pair.first
-                rows = trial.watch.measure(
-                    pair.source,
-                    pair.adapted,
-                    pair.inputs,
-                    predictions=self._predictions,
-                    seconds=seconds if first else None,
-                    adapted=self.adapted if first else None,
-                    items=len(way.asked),
-                )
-                trip = trial.take(rows, len(pair.places))
-                if trip is not None:
-                    return trip
-                if request.ids is not None and pair.source is not None:
-                    said = answers(pair.adapted, self._predictions), answers(pair.source, self._predictions)
-                    if said[0] is not None and said[1] is not None:
-                        names = [request.ids[place] for place in pair.places]
-                        trial.labels.remember(names, said[0].classes, said[1].classes, trial.era, trial.visit)
-        except Exception as error:  # a guard that cannot see is no guard
-            return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}")
-        return None
 
     def label(self, id: Id, y: Any) -> bool:  # noqa: A002 (the word that a caller would write)
         """The true class of an item, whenever it becomes known; the adapted model never sees it.

@@ -48,7 +48,8 @@ class Plan:
 
     Args:
         guards: From `normadapt.pilot.guards`; at least one.
-        alpha: Probability of a false roll back by statistical guards, over a stage of any length up to `full`.
+        alpha: Probability of a false roll back by the statistical guards in a stage, however long it is. In `full`,
+            which may last for ever, their rate instead: at most one in 1/alpha items or so.
         shadow: Rule of the stage in which both models answer and the source's answer is served.
         canary: Rules of the steps, with rising shares.
         full: Rule of the last stage: after it, earlier roll backs are forgotten.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 
 class Stage(StrEnum):
@@ -60,6 +61,42 @@ class Position:
     learned: bool = False
     waits: bool = False
     paused: bool = False
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A move of the pilot.
+
+    Args:
+        time: By the pilot's clock, seconds.
+        cause: Why.
+        before: Where it stood.
+        after: Where it stands now.
+        serving: Who answers the share now: "source", "adapted" or "snapshot N".
+        by: Who wanted it, if somebody did.
+        reason: In words.
+    """
+
+    time: float
+    cause: Cause
+    before: Position
+    after: Position
+    serving: str
+    by: str = ""
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for the audit log."""
+        return {
+            "cause": self.cause.value,
+            "from": self.before.stage.value,
+            "to": self.after.stage.value,
+            "step": self.after.step,
+            "share": self.after.share,
+            "serving": self.serving,
+            "by": self.by,
+            "reason": self.reason,
+        }
 
 
 def advance(position: Position, cause: Cause, *, shares: Sequence[float], good: bool) -> Position:

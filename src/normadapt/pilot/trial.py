@@ -6,58 +6,23 @@ Knows the adapted model only through its keeper and its policy's ceiling; asks n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from normadapt.adapt import AdaptedModel
-from normadapt.errors import PlanError
+from normadapt.pilot.ceiling import Ceiling
 from normadapt.pilot.keeper import ANSWERED, STATE, Keeper
 from normadapt.pilot.late_labels import Answered, LateLabels
 from normadapt.pilot.plan import Plan, StageRule
+from normadapt.pilot.routing import Id
 from normadapt.pilot.signals import Signals, labelled_signals
-from normadapt.pilot.stages import Cause, Position, Stage, advance, same_place
+from normadapt.pilot.stages import Cause, Position, Stage, Transition, advance, same_place
 from normadapt.pilot.timing import TrafficTime
 from normadapt.pilot.verdict import QUIET, Findings, Outcome, Verdict, incomplete, judge
 from normadapt.pilot.watch import Trip, Watch
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A move of the pilot.
-
-    Args:
-        time: By the pilot's clock, seconds.
-        cause: Why.
-        before: Where it stood.
-        after: Where it stands now.
-        serving: Who answers the share now: "source", "adapted" or "snapshot N".
-        by: Who wanted it, if somebody did.
-        reason: In words.
-    """
-
-    time: float
-    cause: Cause
-    before: Position
-    after: Position
-    serving: str
-    by: str = ""
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the audit log."""
-        return {
-            "cause": self.cause.value,
-            "from": self.before.stage.value,
-            "to": self.after.stage.value,
-            "step": self.after.step,
-            "share": self.after.share,
-            "serving": self.serving,
-            "by": self.by,
-            "reason": self.reason,
-        }
 
 
 class Trial:
@@ -86,9 +51,7 @@ class Trial:
         self.failure = ""
         self.transitions: list[Transition] = []
         self._since_commit = self._since_save = 0
-        self._adapted = adapted
-        self._policy = adapted.policy
-        self._check_ceilings()
+        self._ceiling = Ceiling(adapted, (plan.shadow, *plan.canary, plan.full))
         self.keeper.now = self.time.now()
         self._resume()
 
@@ -188,6 +151,10 @@ class Trial:
             return False  # most requests end here; the verdict would say the same in words
         return self.verdict().outcome is Outcome.PASS and self.move(Cause.PASSED)
 
+    def remember(self, ids: Sequence[Id], adapted: Sequence[int], source: Sequence[int]) -> None:
+        """Keep the classes that both models gave to some items, for labels that may come."""
+        self.labels.remember(ids, adapted, source, self.era, self.visit)
+
     def label(self, answered: Answered, label: int) -> Trip | None:
         """A label has come for an item that both models answered."""
         if answered.era != self.era or self.position.stage is Stage.OFF:
@@ -263,7 +230,7 @@ class Trial:
             if self.watch.blind:
                 self.keeper.note("blind guards", guards=list(self.watch.blind))
         self.watch.restart(cusum=self.position.stage is Stage.FULL)
-        self._set_ceiling()
+        self._ceiling.set(self.rule)
 
     def _commit(self, note: str, *, candidate: bool = False) -> None:
         if self.watch.level <= QUIET:
@@ -282,24 +249,6 @@ class Trial:
                 self._commit(f"{self.position.stage.value}, {self.items} items", candidate=True)
             self.keeper.consider()
             self._since_commit = 0
-
-    # -- the weight's ceiling ------------------------------------------------------------------------------------
-
-    def _check_ceilings(self) -> None:
-        rules = (self.plan.shadow, *self.plan.canary, self.plan.full)
-        policy = self._policy
-        has = is_dataclass(policy) and any(field.name == "max_weight" for field in fields(policy))
-        if not has and any(rule.max_weight < 1 for rule in rules):
-            raise PlanError(
-                f"the plan sets max_weight, which the policy {type(policy).__name__} does not have -> leave max_weight "
-                "out, or take a policy that has it"
-            )
-        self._has_ceiling = has
-
-    def _set_ceiling(self) -> None:
-        if self._has_ceiling:
-            own = float(self._policy.max_weight)  # type: ignore[attr-defined]
-            self._adapted.policy = replace(self._policy, max_weight=min(own, self.rule.max_weight))  # type: ignore
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -344,7 +293,7 @@ class Trial:
             self.watch = Watch(self.plan.guards, self.plan.alpha)
             self.labels = LateLabels(self.plan.remember, self.plan.label_margin, self.plan.label_alpha)
             return
-        self._set_ceiling()
+        self._ceiling.set(self.rule)
         self.keeper.note("resumed", stage=self.position.stage.value, items=self.items)
         if moved is not None:
             self.roll_back(None, str(moved.get("by") or "another process"), str(moved.get("reason", "")), head=False)
