@@ -129,6 +129,13 @@ def test_a_huge_history_is_read_quickly(tmp_path, monkeypatch):
             assert min(seconds) < 0.02  # reading all of it takes half a second
         assert store.history(limit=100)[0].seq == store.history(1)[0].seq - 99
         assert [event.facts for event in store.history(100, kinds=["rare"])] == [{"n": 5}]
+        asked = []
+        with store._database.read() as connection:
+            connection.set_trace_callback(asked.append)
+            store.history(limit=100, kinds=["rare"])
+            connection.set_trace_callback(None)
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[-1]}").fetchall()
+        assert "USING INDEX events_by_kind" in plan[0][-1]
         assert store.verify().ok
 
 

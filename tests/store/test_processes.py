@@ -31,8 +31,8 @@ def test_two_processes_write_and_one_reads(tmp_path):
     writers = [fork(lambda seed=seed: write(seed)) for seed in (1, 2)]
     b = adapted()
     with Store(tmp_path) as store:
-        seen, restored = [0], 0
-        while seen[-1] < 24:
+        seen, restored, end = [0], 0, time.monotonic() + 30
+        while seen[-1] < 24 and time.monotonic() < end:
             seen.append(store.head().number)
             with suppress(StoreError):  # it was the head a moment ago, and may be pruned now
                 store.restore(b)
@@ -68,6 +68,7 @@ def test_a_second_writer_gets_a_clear_error_and_readers_do_not_wait(tmp_path):
     ready, done = os.pipe(), os.pipe()
 
     def hold():
+        os.close(done[1])  # so that the parent's end, if it fails, ends the reading below
         with Store(tmp_path) as store, store.transaction():
             store.rollback(0)
             os.write(ready[1], b"x")
@@ -171,9 +172,11 @@ def test_a_store_survives_a_fork(tmp_path):
     with Store(tmp_path) as store:
         store.record("parent")
         store.generation()
+        inherited = (store._database._reader, store._database._writer)
 
         def child():
             assert len(store.history()) == 2
+            assert not set(inherited) & {store._database._reader, store._database._writer}  # SQLite forbids their use
             store.record("child")
             store.close()
 

@@ -108,6 +108,8 @@ class Database:
         Raises:
             StoreError: If the file is another program's, or a later version's.
         """
+        # in this order: another process may make the tables, and our mark with them, between one line and the next
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if application == _APPLICATION and version == _VERSION:
@@ -116,7 +118,7 @@ class Database:
             raise StoreError(
                 f"{self.path} has format {version}; this version reads {_VERSION} -> use the one that wrote it"
             )
-        if application or connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        if application or tables:
             raise StoreError(f"{self.path} is another program's database -> name another folder for the store")
         return False
 
