@@ -258,3 +258,38 @@ def test_a_learned_scatter_takes_more_to_jump_and_less_to_count(profiled, jump, 
     monkeypatch.setattr(track, "are_below", spy)
     adapted_to(photos(draws(24, 15), 15), 8, profiled=profiled, policy=na.Track(jump_probability=jump))
     assert asked == levels
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+@pytest.mark.parametrize("n", [1, 16])
+def test_no_statistic_weighs_more_than_the_largest_weight_allowed(n, profiled):
+    x = photos(draws(400, 5), 5, shift=2.0)
+    free, _ = adapted_to(x, n, profiled=profiled)
+    half, used = adapted_to(x, n, profiled=profiled, policy=na.Track(max_weight=0.5))
+    none, kept = adapted_to(x, n, profiled=profiled, policy=na.Track(max_weight=0.0))
+    assert max(s.mean_weight for s in free.report().sites) > 0.9
+    assert 0.45 < max(s.mean_weight for s in half.report().sites) <= 0.5
+    model, _ = trained()
+    shift = (used[-1] - model[0].running_mean).abs().mean()
+    assert 0.8 < float(shift) < 1.2  # half of the way
+    assert torch.equal(kept[-1], model[0].running_mean)
+    assert same(none(x[:n]), model(x[:n]))
+
+
+def test_the_largest_weight_holds_for_single_instances_too():
+    x = photos(draws(400, 6), 6)
+    x[::2] += 3.0
+    model, _ = trained()
+    with torch.no_grad():
+        answers = {
+            w: adapted_to(x, 16, profiled=True, policy=na.Track(max_weight=w))[0](x[:16]) for w in (0.0, 0.2, 1.0)
+        }
+    assert same(answers[0.0], model(x[:16]))
+    far = {w: float((a - answers[0.0]).square().mean()) for w, a in answers.items()}
+    assert 0 < far[0.2] < far[1.0]
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+def test_the_largest_weight_is_a_share(wrong):
+    with pytest.raises(ValueError, match="max_weight"):
+        na.Track(max_weight=wrong)

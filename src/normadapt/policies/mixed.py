@@ -58,6 +58,7 @@ def split_instances(
     spread: Spread,
     source: Source,
     probability: float,
+    max_weight: float = 1.0,
 ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
     r"""The scatter with a batch in it, and statistics (n, C) for each instance unless one domain explains the window.
 
@@ -76,6 +77,7 @@ def split_instances(
         spread: Scatter of one source instance.
         source: The site's source.
         probability: Tail probability of H below which the stream counts as mixed.
+        max_weight: The largest lambda.
     """
     weight, sum_weight = source.channel_weight, source.sum_weight[0]
     n, total = evidence.count, window.count + evidence.count
@@ -101,7 +103,7 @@ def split_instances(
     rest = locations - use[0]
     own: Tensor | float = 0.0
     if location_excess > 0:
-        own = rest * (location_excess / (location_excess + spread.location))
+        own = rest * (location_excess / (location_excess + spread.location)).clamp_max(max_weight)
         rest = rest - own
     half = ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
     half_mean = half.mean(0)
@@ -114,6 +116,6 @@ def split_instances(
         return after, None
     own_scale: Tensor | float = 0.0
     if scale_excess > 0:
-        own_scale = (half - use[1]) * (scale_excess / (scale_excess + spread.total[1]))
+        own_scale = (half - use[1]) * (scale_excess / (scale_excess + spread.total[1])).clamp_max(max_weight)
     both = (use[0] + own).expand_as(half), (use[1] + own_scale).expand_as(half)
     return after, unstandardize(*both, source, source.aligned or source.units)

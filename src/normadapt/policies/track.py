@@ -84,9 +84,11 @@ class Track(Policy):
             without a profile, than its fourth root.
         mixed_probability: Instances are normalized one by one when the window's scatter is less probable than this.
         location: "mean", or "huber": a robust location of each batch's instance means, for streams with outliers.
+        max_weight: The most that any statistic of the test data weighs, an instance's own too; 0 keeps the source. For
+            a trial that begins cautiously (`normadapt.pilot`).
 
     Raises:
-        ValueError: If a probability is not in (0, 1) or the memory is below 1.
+        ValueError: If a probability is not in (0, 1), the memory is below 1 or the weight not in [0, 1].
 
     References:
         The rule is this project's own; its weight is that of Xie, Kou and Brown (2012), JASA 107(500), 1465-1479.
@@ -97,6 +99,7 @@ class Track(Policy):
     significance: float = 0.01
     mixed_probability: float = 1e-3
     location: str = "mean"
+    max_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.memory >= 1:
@@ -106,6 +109,8 @@ class Track(Policy):
             if not 0 < value < 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
         check_location(self.location)
+        if not 0 <= self.max_weight <= 1:
+            raise ValueError(f"max_weight must lie in [0, 1]; got {self.max_weight!r}")
 
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
@@ -241,7 +246,7 @@ class Track(Policy):
         else:
             noise = spread.sampling_variance(between, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
-            weights = spare / (spare + noise)
+            weights = (spare / (spare + noise)).clamp_max_(self.max_weight)
             use = weights * shift
             uncertainty = pair((noise * weights) @ source.share)
             m_use, v_use = unstandardize(use[0], use[1], source, units)
@@ -265,4 +270,4 @@ class Track(Policy):
         spread: Spread,
         source: Source,
     ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
-        return split_instances(scatter, window, evidence, use, spread, source, self.mixed_probability)
+        return split_instances(scatter, window, evidence, use, spread, source, self.mixed_probability, self.max_weight)
