@@ -9,8 +9,8 @@ from torch import nn
 
 import normadapt as na
 from normadapt.errors import PlanError
+from normadapt.pilot.guard_tables import KINDS, guard_from_table, guard_to_table
 from normadapt.pilot.guards import (
-    KINDS,
     ClassConcentration,
     ConfidenceCollapse,
     Disagreement,
@@ -19,8 +19,6 @@ from normadapt.pilot.guards import (
     NonFinite,
     Score,
     VarianceRatio,
-    guard_from_table,
-    guard_to_table,
 )
 from normadapt.pilot.signals import answers, labelled_signals, signals, variance_ratio
 

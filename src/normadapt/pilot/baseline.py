@@ -31,6 +31,9 @@ BLOCK_MEMORY = 20
 ITEM_SHARE = 0.1
 """Wealth of the items beside the blocks, where there are bursts: small, because bursts may exceed the allowance."""
 
+BURSTS_SHOW = 3000
+"""Items of a shadow phase from which bursts are known well enough; below it a moderate burst may look like harm."""
+
 _REMEMBER = 400  # blocks
 _SURE = 1.0  # standard errors by which blocks must scatter too much before it counts: one phase in six without bursts
 _ALLOWANCE = 6.0  # standard deviations of the rates of blocks; measured in benchmarks/guards.py

@@ -29,8 +29,8 @@ class Ceiling:
         self._has = is_dataclass(policy) and any(field.name == "max_weight" for field in fields(policy))
         if not self._has and any(rule.max_weight < 1 for rule in rules):
             raise PlanError(
-                f"the plan sets max_weight, which the policy {type(policy).__name__} does not have -> leave max_weight "
-                "out, or take a policy that has it"
+                f"the plan sets max_weight, which the policy {type(policy).__name__} does not have -> say "
+                "max_weight=1 in every stage of the plan, or take a policy that has it (Track)"
             )
 
     def set(self, rule: StageRule) -> None:

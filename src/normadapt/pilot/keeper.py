@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapt import AdaptedModel, Held
 from normadapt.errors import SnapshotError
-from normadapt.settings import current
 from normadapt.store import Command, Store
-from normadapt.streams import Stream
 
 STATE = "pilot"
 ANSWERED = "pilot-answered"
@@ -61,16 +59,8 @@ class _Pending:
 class _Kept(NamedTuple):
     """A state of the model, as what can be put in use at once and as what can be stored."""
 
-    streams: dict[str, Stream]
+    held: Held
     state: dict[str, Tensor]
-
-
-class _AsItWas(AdaptedModel):
-    """An adapted model with the state that it had at some time: as much of it as a store looks at."""
-
-    def __init__(self, adapted: AdaptedModel, state: dict[str, Tensor]) -> None:
-        self.__dict__.update(adapted.__dict__)
-        self.__dict__["snapshot"] = lambda: state
 
 
 class Keeper:
@@ -103,12 +93,7 @@ class Keeper:
             self.number = store.restore(adapted).number
             # A handle of its own, with which a request waits for nobody; whoever gave `store` may be more patient.
             self._store = Store(store.path, retain=store.retain, timeout=_WAIT)
-        self._good = self._streams()
-
-    def _streams(self) -> dict[str, Stream]:
-        """The model's memory as it is. Its parts are replaced, never changed, so this stays what it is now."""
-        with self._adapted._lock:
-            return dict(self._adapted._streams)
+        self._good = self._adapted.hold()
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -132,7 +117,7 @@ class Keeper:
 
     def consider(self) -> None:
         """What the model has now may turn out to be good."""
-        self.candidate = _Kept(self._streams(), self._adapted.snapshot())
+        self.candidate = _Kept(self._adapted.hold(), self._adapted.snapshot())
 
     def commit(self, note: str, *, candidate: bool = False, **facts: Any) -> bool:
         """What the model has now (or had when it was considered) is good; False if it must not be used.
@@ -140,7 +125,7 @@ class Keeper:
         The last good one stays then.
         """
         kept = self.candidate if candidate else None
-        streams, state = kept or _Kept(self._streams(), self._adapted.snapshot())
+        held, state = kept or _Kept(self._adapted.hold(), self._adapted.snapshot())
         self.candidate = None
         number: int | None = None
         if self._store is None:
@@ -152,22 +137,19 @@ class Keeper:
             try:
                 with self._store.transaction():
                     self._write(self._store)  # in the order of happening: a roll back that waits comes first
-                    number = self._store.commit(_AsItWas(self._adapted, state), note, **facts).number
+                    number = self._store.commit(self._adapted, note, state=state, **facts).number
                 self._written()
             except SnapshotError as error:
                 self.tally("snapshot refused", reason=str(error).splitlines()[0])
                 return False
             except Exception as error:  # nothing that a store does may stop the answers
                 self._ill(error)
-        self._good, self.number = streams, number
+        self._good, self.number = held, number
         return True
 
     def back(self, by: str, reason: str, *, head: bool = True) -> None:
         """Put the last good snapshot in use; the store's head follows, unless it is there already."""
-        with self._adapted._lock:  # what `restore` does, without reading the state anew: a request waits for this
-            self._adapted._streams = dict(self._good)
-            self._adapted._move_streams()
-            self._adapted._install(self._adapted._stream(current(self._adapted).stream))
+        self._adapted.rewind(self._good)  # not `restore`, which reads the state anew: a request waits for this
         if head and self._store is not None and self.number is not None:
             self._pending.head = (self.number, by, reason)
 
@@ -189,7 +171,7 @@ class Keeper:
                 f"rollback(to={number}) needs a store; without one there are the last good state ({self.number}) and "
                 "the source (0) -> Pilot(model, profile, store, plan)"
             )
-        self._good, self.number = self._streams(), number
+        self._good, self.number = self._adapted.hold(), number
 
     # -- the store -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from normadapt.errors import PlanError
 from normadapt.pilot import plan_file
+from normadapt.pilot.baseline import BURSTS_SHOW
 from normadapt.pilot.guards import Guard
 
 
@@ -32,11 +33,12 @@ class StageRule:
     share: float | None = None
 
 
-_SHADOW = StageRule(2000, 3600.0)
+# Shadow has no ceiling: nobody is served there, and what is normal must be learned from what `full` will do.
+_SHADOW = StageRule(BURSTS_SHOW, 3600.0)
 _CANARY = (
-    StageRule(200, 3600.0, share=0.01),
-    StageRule(500, 3600.0, share=0.05),
-    StageRule(1000, 3600.0, share=0.25),
+    StageRule(200, 3600.0, max_weight=0.25, share=0.01),
+    StageRule(500, 3600.0, max_weight=0.5, share=0.05),
+    StageRule(1000, 3600.0, max_weight=0.75, share=0.25),
     StageRule(2000, 3600.0, share=0.5),
 )
 _FULL = StageRule(5000, 86400.0)
@@ -48,12 +50,14 @@ class Plan:
 
     Args:
         guards: From `normadapt.pilot.guards`; at least one.
-        alpha: Probability of a false roll back by the statistical guards in a stage, however long it is. In `full`,
-            which may last for ever, their rate instead: at most one in 1/alpha items or so.
-        shadow: Rule of the stage in which both models answer and the source's answer is served.
+        alpha: Probability of a false roll back by the statistical guards in a stage, however long it is.
+        shadow: Rule of the stage in which both models answer and the source's answer is served. With fewer than 3,000
+            items guards may take harmless bursts for harm.
         canary: Rules of the steps, with rising shares.
         full: Rule of the last stage: after it, earlier roll backs are forgotten.
         cool_down: Seconds under traffic after a roll back, before the canary begins again.
+        cusum: Whether guards in `full` are e-CUSUMs, which forget a long quiet past and see harm sooner after it, and
+            for which alpha is the rate of false alarms (one in 1/alpha items or so), not their probability.
         paired_share: Share of the items in `full` that the source answers too, for the guards.
         promote_without_labels: Whether a stage may pass on label-free evidence alone.
         minimum_labels: Labels of a stage's own items, without which labels do not promote.
@@ -87,6 +91,7 @@ class Plan:
     canary: tuple[StageRule, ...] = _CANARY
     full: StageRule = _FULL
     cool_down: float = 3600.0
+    cusum: bool = False
     paired_share: float = 0.1
     promote_without_labels: bool = False
     minimum_labels: int = 100
@@ -182,7 +187,8 @@ def _problems(plan: Plan) -> list[str]:
     number("remember", 1, whole=True)
     number("commit_every", 1, whole=True)
     number("save_every", 1, whole=True)
-    need(isinstance(plan.promote_without_labels, bool), "promote_without_labels: expected true or false")
+    for name in ("cusum", "promote_without_labels"):
+        need(isinstance(getattr(plan, name), bool), f"{name}: expected true or false; got {getattr(plan, name)!r}")
     need(plan.unit in ("request", "stream"), f'unit: expected "request" or "stream"; got {plan.unit!r}')
     need(isinstance(plan.salt, str), f"salt: expected a text; got {plan.salt!r}")
     found += _guard_problems(plan.guards)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from normadapt.errors import PlanError
-from normadapt.pilot.guards import Guard, Score, guard_from_table, guard_to_table
+from normadapt.pilot.guard_tables import guard_from_table, guard_to_table
+from normadapt.pilot.guards import Guard, Score
 
 _NUMBERS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from normadapt.adapt import AdaptedModel
+from normadapt.pilot.baseline import BURSTS_SHOW
 from normadapt.pilot.ceiling import Ceiling
 from normadapt.pilot.keeper import ANSWERED, STATE, Keeper
 from normadapt.pilot.late_labels import Answered, LateLabels
@@ -227,10 +228,22 @@ class Trial:
             self.watch = Watch(self.plan.guards, self.plan.alpha)
         elif not self.watch.frozen and self.position.learned:
             self.watch.freeze_baselines()
-            if self.watch.blind:
-                self.keeper.note("blind guards", guards=list(self.watch.blind))
-        self.watch.restart(cusum=self.position.stage is Stage.FULL)
+            self._warn()
+        self.watch.restart(cusum=self.plan.cusum and self.position.stage is Stage.FULL)
         self._ceiling.set(self.rule)
+
+    def _warn(self) -> None:
+        """Say what the shadow stage could not teach the guards."""
+        if self.watch.blind:
+            self.keeper.note("blind guards", guards=list(self.watch.blind))
+        learned = [state.baseline.count for state in self.watch.states.values() if state.baseline.count]
+        if learned and min(learned) < BURSTS_SHOW:
+            self.keeper.note(
+                "short shadow",
+                items=min(learned),
+                advised=BURSTS_SHOW,
+                reason="harmless bursts may not have shown yet, and may be taken for harm",
+            )
 
     def _commit(self, note: str, *, candidate: bool = False) -> None:
         if self.watch.level <= QUIET:

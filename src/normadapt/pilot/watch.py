@@ -15,14 +15,8 @@ from typing import Any
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import PlanError
 from normadapt.pilot.guard_state import GuardState
-from normadapt.pilot.guards import (
-    Guard,
-    Latency,
-    NonFinite,
-    VarianceRatio,
-    guard_from_table,
-    guard_to_table,
-)
+from normadapt.pilot.guard_tables import guard_from_table, guard_to_table
+from normadapt.pilot.guards import Guard, Latency, NonFinite, VarianceRatio
 from normadapt.pilot.judges import Rows
 from normadapt.pilot.signals import Signals, signals, variance_ratio
 from normadapt.predictions import Predictions
