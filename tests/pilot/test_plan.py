@@ -148,6 +148,7 @@ def test_the_digest_differs_where_plans_differ(field):
         "unit": "stream",
         "salt": "x",
         "promote_without_labels": True,
+        "cusum": True,
     }
     old = Plan(guards=GUARDS)
     value = changes.get(field, 0.25 if isinstance(getattr(old, field), float) else 7)
