@@ -126,12 +126,12 @@ class Fault:
         name: Its word on the command line.
         make: From a generator of random numbers to what is done to batch after batch; one call for each time that it
             happens.
-        spares: Of so many items one is left as it was; 0 if none is.
+        legible: Of so many items one can still be told by a person, so that labels come for it; 0 if none can.
     """
 
     name: str
     make: Callable[[torch.Generator], Change]
-    spares: int = 0
+    legible: int = 0
 
     @property
     def summary(self) -> str:
@@ -144,12 +144,12 @@ FAULTS: Mapping[str, Fault] = {
     for fault in (
         Fault("constant", _constant),
         Fault("dark", _dark),
-        Fault("inverted", _inverted),
+        Fault("inverted", _inverted, legible=1),
         Fault("nan", _nan),
         Fault("noise", _noise),
         Fault("frozen", _frozen),
-        Fault("drift", _drift),
-        Fault("poisoned", _poisoned, spares=_HONEST),
+        Fault("drift", _drift, legible=1),
+        Fault("poisoned", _poisoned, legible=_HONEST),
     )
 }
 """The faults by name."""

@@ -26,6 +26,7 @@ FOLLOWED = ("transition", "resumed", "rolled back")
 _WAIT = 0.2  # seconds that a request may wait for another writer of the store
 _POLL = 1.0  # seconds between two looks for commands
 _RETRY = (1.0, 60.0)  # seconds until a store in trouble is tried again, at first and at most
+_IN_MEMORY = 20  # good states
 _PENDING = 1000  # events kept for a store in trouble; the oldest go first
 
 
@@ -61,6 +62,21 @@ class _Kept(NamedTuple):
 
     held: Held
     state: dict[str, Tensor]
+    taken: int
+
+
+class _Good(NamedTuple):
+    """A state that may be gone back to.
+
+    Args:
+        number: Of its snapshot; None where the store would not take it.
+        held: To be put in use.
+        taken: When the model had it, in items of the arm; -1 for what was there before this process.
+    """
+
+    number: int | None
+    held: Held
+    taken: int
 
 
 class Keeper:
@@ -85,15 +101,21 @@ class Keeper:
         self._next_try = self._next_poll = -float("inf")
         self._generation = -1
         self._store: Store | None = None
-        self.number: int | None = 0
+        self.moment = 0  # items that the arm has answered in this process
+        number = 0
         self.candidate: _Kept | None = None
         self._last_number = 0
         if store is not None:
             store.commit_source(adapted)
-            self.number = store.restore(adapted).number
+            number = store.restore(adapted).number
             # A handle of its own, with which a request waits for nobody; whoever gave `store` may be more patient.
             self._store = Store(store.path, retain=store.retain, timeout=_WAIT)
-        self._good = self._adapted.hold()
+        self._good = deque([_Good(number, adapted.hold(), -1)], maxlen=_IN_MEMORY)
+
+    @property
+    def number(self) -> int | None:
+        """Of the snapshot that a roll back goes to; 0 is the source, None one that the store would not take."""
+        return self._good[-1].number
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -117,7 +139,21 @@ class Keeper:
 
     def consider(self) -> None:
         """What the model has now may turn out to be good."""
-        self.candidate = _Kept(self._adapted.hold(), self._adapted.snapshot())
+        self.candidate = self._now()
+
+    def _now(self) -> _Kept:
+        return _Kept(self._adapted.hold(), self._adapted.snapshot(), self.moment)
+
+    def distrust(self, moment: int) -> tuple[int | None, ...]:
+        """What was kept after that moment is good no longer: harm that is found now may have begun then.
+
+        Returns:
+            The numbers of the snapshots; the oldest in memory stays in any case.
+        """
+        gone = []
+        while len(self._good) > 1 and self._good[-1].taken > moment:
+            gone.append(self._good.pop().number)
+        return tuple(gone)
 
     def commit(self, note: str, *, candidate: bool = False, **facts: Any) -> bool:
         """What the model has now (or had when it was considered) is good; False if it must not be used.
@@ -125,7 +161,7 @@ class Keeper:
         The last good one stays then.
         """
         kept = self.candidate if candidate else None
-        held, state = kept or _Kept(self._adapted.hold(), self._adapted.snapshot())
+        held, state, taken = kept or self._now()
         self.candidate = None
         number: int | None = None
         if self._store is None:
@@ -144,12 +180,12 @@ class Keeper:
                 return False
             except Exception as error:  # nothing that a store does may stop the answers
                 self._ill(error)
-        self._good, self.number = held, number
+        self._good.append(_Good(number, held, taken))
         return True
 
     def back(self, by: str, reason: str, *, head: bool = True) -> None:
         """Put the last good snapshot in use; the store's head follows, unless it is there already."""
-        self._adapted.rewind(self._good)  # not `restore`, which reads the state anew: a request waits for this
+        self._adapted.rewind(self._good[-1].held)  # not `restore`, which reads the state anew: a request waits for this
         if head and self._store is not None and self.number is not None:
             self._pending.head = (self.number, by, reason)
 
@@ -171,7 +207,8 @@ class Keeper:
                 f"rollback(to={number}) needs a store; without one there are the last good state ({self.number}) and "
                 "the source (0) -> Pilot(model, profile, store, plan)"
             )
-        self._good, self.number = self._adapted.hold(), number
+        self._good.clear()
+        self._good.append(_Good(number, self._adapted.hold(), -1))
 
     # -- the store -----------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class Trial:
         self.failure = ""
         self.transitions: list[Transition] = []
         self._since_commit = self._since_save = 0
+        self._lowest: dict[str, tuple[float, int]] = {}  # by guard: log e-value, and the moment
         self._ceiling = Ceiling(adapted, (plan.shadow, *plan.canary, plan.full))
         self.keeper.now = self.time.now()
         self._resume()
@@ -121,19 +122,37 @@ class Trial:
     def take(self, rows: Signals, items: int) -> Trip | None:
         """What guards measured on some items of the arm: learned from in shadow, judged elsewhere."""
         if self.position.stage is not Stage.SHADOW:
-            trip = self.watch.update(rows)
+            trip = self._update(rows)
         else:  # nothing is normal yet; only the hard guards know what harm is
             trip = self.watch.update({guard.name: rows.get(guard.name, []) for guard in self.plan.guards if guard.hard})
             if trip is None:
                 self.watch.learn(rows)
         if trip is None:
             self.items += items
+            self.keeper.moment += items
             self._since_commit += items
         return trip
 
+    def _update(self, rows: Signals) -> Trip | None:
+        """Show the guards some rows, and remember when each had the least evidence."""
+        trip = self.watch.update(rows)
+        for name, state in self.watch.states.items():
+            value = state.log_value
+            if value <= self._lowest.get(name, (value, 0))[0]:
+                self._lowest[name] = value, self.keeper.moment
+        return trip
+
     def trip(self, trip: Trip) -> None:
-        """Harm was found: back to the last good snapshot, or to the source."""
+        """Harm was found: back to the last good snapshot, or to the source.
+
+        Evidence has been rising since harm began. What was kept after that moment, or shortly before, as labels come
+        late, may hold the harm already and is good no longer.
+        """
         self.keeper.note("trip", stage=self.position.stage.value, **trip.to_dict())
+        if trip.log_value is not None and trip.guard in self._lowest:
+            gone = self.keeper.distrust(self._lowest[trip.guard][1] - self.plan.commit_every)
+            if gone:
+                self.keeper.note("snapshots distrusted", numbers=list(gone), guard=trip.guard)
         self.failure = f"{trip.guard}: {trip.reason}"
         self.move(Cause.TRIPPED, reason=self.failure)
 
@@ -166,7 +185,7 @@ class Trial:
             self.labels.weigh(*wrong)
         rows = labelled_signals(self.plan.guards, [wrong[0]], [wrong[1]])
         if self.position.stage is not Stage.SHADOW:
-            return self.watch.update(rows)
+            return self._update(rows)
         self.watch.learn(rows)
         return None
 
@@ -219,6 +238,7 @@ class Trial:
         """Another stage, or another model behind the arm: counts begin anew."""
         self.visit += 1
         self.items = self._since_commit = 0
+        self._lowest = {}
         self.keeper.candidate = None
         self.time.restart()
         self.labels.restart()
