@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from normadapt.pilot import Latency, Score, Stage, StageRule, VarianceRatio
+from normadapt.pilot import LabelledError, Latency, Score, Stage, StageRule, VarianceRatio
 from normadapt.pilot.verdict import Outcome
 from normadapt.store import Store
 from pilot.stories import GUARDS, Follow, Story, make_plan, nan, poison
@@ -38,6 +38,8 @@ def test_an_inner_nan_that_the_source_does_not_have_trips_and_the_source_answers
 def test_a_poisoned_stream_trips_and_the_head_is_what_answers(stage, tmp_path):
     plan = make_plan(canary=(StageRule(400, 10.0, share=0.5),))
     story = Story(store=Store(tmp_path), plan=plan).until(stage)
+    for _ in range(40):  # what was kept just before harm began would not be gone back to
+        story.send()
     share = story.pilot.share
     output, expected, count = story.until_trip(change=poison)
     assert torch.equal(output, expected)
@@ -57,6 +59,23 @@ def test_a_poisoned_stream_trips_and_the_head_is_what_answers(stage, tmp_path):
     assert all(torch.equal(state[key], good[key]) for key in good)
     assert story.pilot.status()["answered"]["snapshot"] > 0
     assert story.pilot.store.verify().ok
+
+
+def test_what_was_kept_while_harm_was_growing_is_not_gone_back_to(tmp_path):
+    """Harm that only labels see, and slowly: several snapshots are kept meanwhile, and no guard is loud."""
+    plan = make_plan(guards=(LabelledError(margin=0.02),), full=StageRule(10_000, 10.0), commit_every=50)
+    story = Story(store=Store(tmp_path), plan=plan, policy=Follow(rate=0.01)).until("full", labelled=True)
+    for _ in range(40):
+        story.send(labelled=True)
+    before = story.pilot.status()["snapshot"]
+    began = story.pilot.store.head().created
+    _, _, count = story.until_trip(labelled=True, change=poison)
+    kept = [snapshot for snapshot in story.pilot.store.snapshots() if snapshot.created > began]
+    assert count > 1
+    (gone,) = [event.facts["numbers"] for event in story.pilot.events if event.kind == "snapshots distrusted"]
+    assert set(gone) >= {snapshot.number for snapshot in kept[1:]}  # the first was taken before, and proven after
+    assert 0 < story.pilot.status()["snapshot"] <= before + 1
+    assert story.pilot.store.head().number == story.pilot.status()["snapshot"]
 
 
 def test_after_the_cool_down_the_canary_begins_again_from_the_last_good_snapshot():

@@ -101,7 +101,7 @@ class Keeper:
         self._next_try = self._next_poll = -float("inf")
         self._generation = -1
         self._store: Store | None = None
-        self.moment = 0  # items that the arm has answered in this process
+        self.moment = 0  # items that the arm has answered
         number = 0
         self.candidate: _Kept | None = None
         self._last_number = 0

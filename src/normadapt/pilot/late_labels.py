@@ -28,12 +28,14 @@ class Answered(NamedTuple):
         source: Class that the source gave it.
         era: Roll backs before it: after another one the model that answered is no longer in use.
         visit: Transitions before it: tells whether it belongs to the present stage.
+        moment: Items that the arm had answered by then, in all.
     """
 
     adapted: int
     source: int
     era: int
     visit: int
+    moment: int
 
 
 class LateLabels:
@@ -68,11 +70,13 @@ class LateLabels:
         """Log e-value against "worse by the margin or more"; the largest so far, as the test may stop at any time."""
         return self._evidence.peak
 
-    def remember(self, ids: Iterable[Id], adapted: Sequence[int], source: Sequence[int], era: int, visit: int) -> None:
+    def remember(
+        self, ids: Iterable[Id], adapted: Sequence[int], source: Sequence[int], era: int, visit: int, moment: int
+    ) -> None:
         """Keep what both models answered to these items; an id that comes again stands for its last item."""
         for id_, ours, theirs in zip(ids, adapted, source, strict=True):
             key = str(id_)
-            self._answered[key] = Answered(ours, theirs, era, visit)
+            self._answered[key] = Answered(ours, theirs, era, visit, moment)
             self._answered.move_to_end(key)
         while len(self._answered) > self._remember:
             self._answered.popitem(last=False)

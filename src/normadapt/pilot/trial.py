@@ -23,7 +23,7 @@ from normadapt.pilot.timing import TrafficTime
 from normadapt.pilot.verdict import QUIET, Findings, Outcome, Verdict, incomplete, judge
 from normadapt.pilot.watch import Trip, Watch
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Trial:
@@ -122,7 +122,7 @@ class Trial:
     def take(self, rows: Signals, items: int) -> Trip | None:
         """What guards measured on some items of the arm: learned from in shadow, judged elsewhere."""
         if self.position.stage is not Stage.SHADOW:
-            trip = self._update(rows)
+            trip = self._update(rows, self.keeper.moment)
         else:  # nothing is normal yet; only the hard guards know what harm is
             trip = self.watch.update({guard.name: rows.get(guard.name, []) for guard in self.plan.guards if guard.hard})
             if trip is None:
@@ -133,24 +133,25 @@ class Trial:
             self._since_commit += items
         return trip
 
-    def _update(self, rows: Signals) -> Trip | None:
-        """Show the guards some rows, and remember when each had the least evidence."""
+    def _update(self, rows: Signals, moment: int) -> Trip | None:
+        """Show the guards some rows of items from that moment, and remember when each had the least evidence."""
         trip = self.watch.update(rows)
         for name, state in self.watch.states.items():
             value = state.log_value
-            if value <= self._lowest.get(name, (value, 0))[0]:
-                self._lowest[name] = value, self.keeper.moment
+            if rows.get(name) and value <= self._lowest.get(name, (value, 0))[0]:
+                self._lowest[name] = value, moment
         return trip
 
     def trip(self, trip: Trip) -> None:
         """Harm was found: back to the last good snapshot, or to the source.
 
-        Evidence has been rising since harm began. What was kept after that moment, or shortly before, as labels come
-        late, may hold the harm already and is good no longer.
+        Evidence began to rise when harm began, or later: the longer it took to be enough, the less sure is when. What
+        was kept since then, or before by as many items as it took (`commit_every` at least), is good no longer.
         """
         self.keeper.note("trip", stage=self.position.stage.value, **trip.to_dict())
         if trip.log_value is not None and trip.guard in self._lowest:
-            gone = self.keeper.distrust(self._lowest[trip.guard][1] - self.plan.commit_every)
+            began, now = self._lowest[trip.guard][1], self.keeper.moment
+            gone = self.keeper.distrust(began - max(self.plan.commit_every, now - began))
             if gone:
                 self.keeper.note("snapshots distrusted", numbers=list(gone), guard=trip.guard)
         self.failure = f"{trip.guard}: {trip.reason}"
@@ -173,7 +174,7 @@ class Trial:
 
     def remember(self, ids: Sequence[Id], adapted: Sequence[int], source: Sequence[int]) -> None:
         """Keep the classes that both models gave to some items, for labels that may come."""
-        self.labels.remember(ids, adapted, source, self.era, self.visit)
+        self.labels.remember(ids, adapted, source, self.era, self.visit, self.keeper.moment)
 
     def label(self, answered: Answered, label: int) -> Trip | None:
         """A label has come for an item that both models answered."""
@@ -185,7 +186,7 @@ class Trial:
             self.labels.weigh(*wrong)
         rows = labelled_signals(self.plan.guards, [wrong[0]], [wrong[1]])
         if self.position.stage is not Stage.SHADOW:
-            return self._update(rows)
+            return self._update(rows, answered.moment)
         self.watch.learn(rows)
         return None
 
@@ -301,6 +302,7 @@ class Trial:
             "era": self.era,
             "visit": self.visit,
             "items": self.items,
+            "moment": self.keeper.moment,
             "since_commit": self._since_commit,
             "answered": dict(self.answered),
             "failure": self.failure,
@@ -340,6 +342,7 @@ class Trial:
         self.time.from_dict(state["time"])
         self.era, self.visit = int(state["era"]), int(state["visit"])
         self.items, self._since_commit = int(state["items"]), int(state["since_commit"])
+        self.keeper.moment = int(state["moment"])
         self.answered = Counter(state["answered"])
         self.failure = str(state["failure"])
         self.keeper.counts.update(state["counts"])
