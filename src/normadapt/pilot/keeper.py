@@ -279,6 +279,11 @@ class Keeper:
         return moves[0].facts if moves and (not ours or ours[0].seq < moves[0].seq) else None
 
     @property
+    def path(self) -> str | None:
+        """The store's folder."""
+        return None if self._store is None else str(self._store.path)
+
+    @property
     def waiting(self) -> int:
         """Writes that the store has not taken yet."""
         return len(self._pending.events) + len(self._pending.states) + (self._pending.head is not None)

@@ -138,7 +138,7 @@ class Pilot(nn.Module):
     def status(self) -> dict[str, Any]:
         """Everything that an operator may want to see, as plain data for JSON."""
         with self._lock:
-            return status(self._trial, self._keeper, None if self.store is None else str(self.store.path))
+            return status(self._trial, self._keeper)
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -257,7 +257,9 @@ class Pilot(nn.Module):
         commands, moved = self._keeper.poll(now=now)
         try:
             if moved is not None:
-                self._trial.roll_back(moved, "another process", "the store's head was moved", head=False)
+                facts = self._keeper.moved_by_others() or {}
+                by = str(facts.get("by") or "another process")
+                self._trial.roll_back(moved, by, str(facts.get("reason", "")), head=False)
         except ValueError as error:
             self._keeper.note("roll back refused", to=moved, reason=str(error))
         for command in commands:

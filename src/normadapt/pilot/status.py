@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normadapt.pilot.keeper import Keeper
 from normadapt.pilot.stages import Stage
-from normadapt.pilot.trial import Trial
+
+if TYPE_CHECKING:
+    from normadapt.pilot.trial import Trial
 
 _LAST = 20
 
 
-def status(trial: Trial, keeper: Keeper, path: str | None) -> dict[str, Any]:
+STATUS = "pilot-status"
+"""Under this name the store has what `status` gave when the pilot last saved its state, and `saved`: when."""
+
+
+def status(trial: Trial, keeper: Keeper) -> dict[str, Any]:
     """Everything that an operator may want to see.
 
     Args:
         trial: The trial.
         keeper: What it keeps.
-        path: The store's folder.
     """
     position, rule = trial.position, trial.rule
     cooling = position.stage is Stage.ROLLED_BACK and not position.waits
@@ -54,7 +59,7 @@ def status(trial: Trial, keeper: Keeper, path: str | None) -> dict[str, Any]:
             "remembered": len(trial.labels),
         },
         "snapshot": keeper.number,
-        "store": {"path": path, "trouble": keeper.trouble, "waiting": keeper.waiting},
+        "store": {"path": keeper.path, "trouble": keeper.trouble, "waiting": keeper.waiting},
         "counts": dict(keeper.counts),
         "events": [asdict_event(event) for event in list(keeper.events)[-_LAST:]],
         "plan": {"digest": trial.plan.digest, "alpha": trial.plan.alpha, "unit": trial.plan.unit}

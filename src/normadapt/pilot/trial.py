@@ -5,6 +5,7 @@ Knows the adapted model only through its keeper and its policy's ceiling; asks n
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from normadapt.pilot.plan import Plan, StageRule
 from normadapt.pilot.routing import Id
 from normadapt.pilot.signals import Signals, labelled_signals
 from normadapt.pilot.stages import Cause, Position, Stage, Transition, advance, same_place
+from normadapt.pilot.status import STATUS, status
 from normadapt.pilot.timing import TrafficTime
 from normadapt.pilot.verdict import QUIET, Findings, Outcome, Verdict, incomplete, judge
 from normadapt.pilot.watch import Trip, Watch
@@ -290,6 +292,7 @@ class Trial:
         """Hand the state to the keeper; the whole of it includes what late labels need, which may be long."""
         self._since_save = 0
         self.keeper.save(STATE, self.to_dict())
+        self.keeper.save(STATUS, {**status(self, self.keeper), "saved": time.time()})
         if whole:
             self.keeper.save(ANSWERED, self.labels.to_dict(answered=True))
 
