@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from normadapt.pilot import Transition
-from normadapt.pilot.drill import DrillResult, Step
-from normadapt.pilot.rehearsal import BATCH, TICK
+from normadapt.pilot.drill import DrillResult
+from normadapt.pilot.rehearsal import BATCH, TICK, Step
 from normadapt.store import Event, Verification
 
 _LOUD, _TRIPS = 0.5, 1.0  # share of its threshold from which a guard is loud, and from which it trips
@@ -176,16 +176,17 @@ def verification_lines(found: Verification) -> list[Text]:
 
 def drill_table(result: DrillResult) -> Table:
     """The drill's time line."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 2), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("image", justify="right", no_wrap=True)
-    table.add_column("step", width=15)
-    table.add_column("expected", ratio=5)
-    table.add_column("got", ratio=6)
-    table.add_column("", no_wrap=True, width=4)
+    table.add_column("step", no_wrap=True)
+    table.add_column("expected", ratio=6)
+    table.add_column("got", ratio=7)
+    table.add_column("", no_wrap=True)
     for step in result.steps:
         if step.name.startswith("fault"):
             table.add_section()
-        table.add_row(f"{step.at:,}", step.name, step.expected, step.got, _mark(step))
+        name = Text(step.name, style="bold" if step.name.startswith("fault") else "")
+        table.add_row(f"{step.at:,}", name, step.expected, step.got, _mark(step))
     return table
 
 
@@ -200,9 +201,11 @@ def drill_notes(result: DrillResult) -> str:
     good = sum(step.ok for step in result.steps)
     gaps = sum(step.gap for step in result.steps)
     told = f"{good} of {len(result.steps)} steps went as expected"
-    told += f"; {gaps} show what no guard sees (gap)" if gaps else ""
+    told += f" ({gaps} gaps: faults that no guard sees)" if gaps else ""
     return (
         f"{told}. {result.images:,} images in requests of {BATCH}, {result.seconds:.0f} s, {result.usual_ms:.0f} ms a "
         f"request in full. The clock is turned by hand, {TICK:g} s a request; everything else is real: model, images, "
-        f"guards, store. right: of what went out, on images that a person could tell. Seed {result.seed}."
+        f"guards, store. A fault's row: what tripped, after how many images, what was in use how many ms later; the "
+        "source answered that request. right: of what went out, on images that a person could tell. Seed "
+        f"{result.seed}."
     )

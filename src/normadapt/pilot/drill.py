@@ -78,20 +78,20 @@ class Size:
 
     Args:
         shadow: Images in shadow.
-        canary: Images of the adapted model in each step of the canary.
+        canary: Share of each step of the canary, and images of the adapted model in it.
         full: Images in full, until it counts as passed.
         faults: Which faults, in this order; the last one goes on after the first roll back.
     """
 
     shadow: int = 3000
-    canary: tuple[int, ...] = (100, 200, 400, 800)
+    canary: tuple[tuple[float, int], ...] = ((0.01, 100), (0.05, 200), (0.25, 400), (0.5, 800))
     full: int = 2000
     faults: tuple[str, ...] = tuple(EXPECTED)
 
 
 def drill_plan(size: Size) -> Plan:
     """The drill's plan: the default's shares and ceilings, with fewer items in each stage."""
-    shares, ceilings = (0.01, 0.05, 0.25, 0.5), (0.25, 0.5, 0.75, 1.0)
+    steps = len(size.canary)
     return Plan(
         guards=(
             Disagreement(),
@@ -103,8 +103,7 @@ def drill_plan(size: Size) -> Plan:
         ),
         shadow=StageRule(size.shadow, 3600.0),
         canary=tuple(
-            StageRule(items, 3600.0, ceiling, share)
-            for items, ceiling, share in zip(size.canary, ceilings, shares, strict=True)
+            StageRule(items, 3600.0, (place + 1) / steps, share) for place, (share, items) in enumerate(size.canary)
         ),
         full=StageRule(size.full, 3600.0),
         cool_down=1800.0,

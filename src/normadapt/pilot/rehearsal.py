@@ -70,7 +70,7 @@ class Tally:
     def __str__(self) -> str:
         if not self.images:
             return "no image that could be told"
-        return f"{self.ours / self.images:.1%} right, the source {self.theirs / self.images:.1%}"
+        return f"{self.ours / self.images:.1%} right, source {self.theirs / self.images:.1%}"
 
     @property
     def gain(self) -> float:

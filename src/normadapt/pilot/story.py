@@ -38,8 +38,8 @@ EXPECTED: dict[str, Expectation] = {
     "noise": Expectation("guards", 4000),
     "drift": Expectation("guards", 4000),
     "poisoned": Expectation("labels", 6000),
-    "frozen": Expectation("nobody", 1500, "the source answers the same frame alike"),
-    "dark": Expectation("nobody", 1500, "the source answers the same darkness alike"),
+    "frozen": Expectation("nobody", 1500, "the source is fooled alike"),
+    "dark": Expectation("nobody", 1500, "the source is fooled alike"),
     "nan": Expectation("guards", BATCH),
 }
 """The drill's faults in their turn; the last one goes on after the first roll back."""
@@ -59,7 +59,7 @@ class Story(Rehearsal):
             expected, _ = self.send()
             same &= before is Stage.OFF or are_equal(self.output, expected)
         got = f"{self.sent:,} images, {'every answer' if same else 'NOT every answer'} the source's"
-        self.add("shadow", "both models answer; the source's answers go out", got, ok=same)
+        self.add("shadow", "both answer, the source is heard", got, ok=same)
         self.climb("canary")
         self.begin("full")
         tally = Tally()
@@ -67,7 +67,7 @@ class Story(Rehearsal):
         number = self.pilot.status()["snapshot"]
         self.add(
             "full",
-            "the adapted model answers all, no worse than the source",
+            "adapted, no worse than the source",
             f"{tally}; snapshot {number} is good",
             ok=tally.gain > -_ENOUGH and number > 0,
             right=tally.ours / tally.images,
@@ -91,10 +91,10 @@ class Story(Rehearsal):
             items = after["items"] - before["items"]
             share = (after["adapted"] - before["adapted"]) / items
             passed = any(move.cause is Cause.PASSED for move in self.moves)
-            how = "late labels let it on" if passed else f"{self.moves[-1].cause.value}: {self.moves[-1].reason}"
+            how = "labels let it on" if passed else f"{self.moves[-1].cause.value}: {self.moves[-1].reason}"
             self.add(
                 f"{name} {position.share:.0%}",
-                f"{position.share:.0%} answered adapted, weights up to {rule.max_weight:g}; labels let it on",
+                f"{position.share:.0%} adapted, weights to {rule.max_weight:g}; labels let it on",
                 f"{share:.1%} of {items:,} images; {how}",
                 ok=passed and abs(share - position.share) <= 0.01 + 2 * (position.share / items) ** 0.5,
                 share=share,
@@ -113,7 +113,7 @@ class Story(Rehearsal):
         self.send()
         got = f"{self.pilot.stage.value}, {after[1]:,} images, snapshot {self.pilot.status()['snapshot']}"
         same = before == after
-        self.add("restart", "stage, counts and evidence as before", got if same else f"NOT the same: {got}", ok=same)
+        self.add("restart", "another process goes on from the store", got if same else f"NOT the same: {got}", ok=same)
 
     def _evidence(self) -> list[float]:
         return [state.log_value for state in self.pilot.watch.states.values()]
@@ -132,12 +132,12 @@ class Story(Rehearsal):
                 self.took.append(took)
         items = self.sent - first
         if self.pilot.stage is not Stage.ROLLED_BACK:
-            seen = "nobody sees it" if wanted.by == "nobody" else f"found by {wanted.by} within {wanted.within:,}"
+            seen = "no guard trips" if wanted.by == "nobody" else f"{wanted.by} trip within {wanted.within:,}"
             why = f": {wanted.why}" if wanted.why else ""
             self.add(
                 f"fault: {name}",
                 f"{seen}{why}",
-                f"no guard trips in {items:,} images" + (f"; {tally}" if tally.images else ""),
+                f"none in {items:,} images" + (f"; {tally}" if tally.images else ""),
                 ok=wanted.by == "nobody",
                 gap=True,
                 caught=False,
@@ -150,13 +150,13 @@ class Story(Rehearsal):
         head = self.pilot.store.head().number if self.pilot.store is not None else 0
         number = self.pilot.status()["snapshot"]
         by = "late labels" if by_label else trip["guard"]
-        got = f"{by} after {items:,} images; snapshot {number} in use {took:.0f} ms later"
-        if not by_label:
-            got += "; the source answered"
-        finder = {"guards": "a guard finds it", "labels": "labels find it"}.get(wanted.by, "by chance, if at all,")
+        got = f"{by} after {items:,}; snapshot {number} {took:.0f} ms later"
+        if not served:
+            got += "; NOT answered by the source"
+        finder = {"guards": "a guard trips", "labels": "late labels trip"}.get(wanted.by, "by chance, if at all,")
         self.add(
             f"fault: {name}",
-            f"{finder} within {wanted.within:,} images",
+            f"{finder} within {wanted.within:,}",
             got,
             ok=served and head == number and number > 0 and (wanted.by == "labels" or not by_label),
             caught=True,
@@ -183,7 +183,7 @@ class Story(Rehearsal):
             self.send(tally)
         self.add(
             "repaired",
-            f"{serving} answers, no worse than the source",
+            f"{serving}, no worse than the source",
             str(tally),
             ok=serving.startswith("snapshot") and tally.gain > -_ENOUGH,
             serving=serving,
@@ -196,7 +196,7 @@ class Story(Rehearsal):
             again = self.pilot.position
             self.add(
                 "cool-down",
-                "the canary begins again at 1 %",
+                f"canary {self.plan.shares[0]:.0%}",
                 f"{again.stage.value} {again.share:.0%}",
                 ok=again.stage is Stage.CANARY and again.step == 0,
             )
@@ -233,8 +233,8 @@ class Story(Rehearsal):
         position = self.pilot.position
         self.add(
             f"{name} goes on",
-            "the second trip gives all to the source",
-            f"{self.pilot.serving} answers all after {self.sent - first:,} images",
+            "second trip: all to the source",
+            f"{self.pilot.serving} answers all after {self.sent - first:,}",
             ok=self.pilot.serving == "source" and position.share == 0 and position.rollbacks == 2,
             images=self.sent - first,
         )
@@ -246,7 +246,7 @@ class Story(Rehearsal):
         waits = self.pilot.position.waits and self.pilot.stage is Stage.ROLLED_BACK
         self.add(
             "repaired",
-            "the source answers until an operator says more",
+            "the source, until an operator says more",
             f"{'every answer' if same else 'NOT every answer'} the source's; {'waits' if waits else 'does NOT wait'}",
             ok=same and waits,
         )
@@ -256,7 +256,7 @@ class Story(Rehearsal):
         self.send()
         self.add(
             "promote",
-            "an operator's word starts the canary again",
+            f"an operator's word: canary {self.plan.shares[0]:.0%}",
             f"{where.stage.value} {where.share:.0%}",
             ok=where.stage is Stage.CANARY and where.rollbacks == 0,
         )
@@ -271,7 +271,7 @@ class Story(Rehearsal):
         got = f"{found.events:,} events, {found.snapshots} snapshots, {trips} trips"
         self.add(
             "verify",
-            "the log's chain is whole, every snapshot as it was",
+            "log and snapshots are whole",
             got if found.ok else "; ".join(found.problems),
             ok=found.ok,
             events=found.events,
