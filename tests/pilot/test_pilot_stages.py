@@ -7,9 +7,20 @@ import torch
 
 import normadapt
 from normadapt.errors import PlanError
-from normadapt.pilot import Disagreement, NonFinite, Pilot, Stage, StageRule, arm_of
+from normadapt.pilot import (
+    ConfidenceCollapse,
+    Disagreement,
+    LabelledError,
+    NonFinite,
+    Pilot,
+    Plan,
+    Stage,
+    StageRule,
+    arm_of,
+)
 from normadapt.pilot.verdict import Outcome
-from pilot.stories import Follow, Story, images, make_model, make_plan, nan
+from normadapt.policies import Track
+from pilot.stories import GUARDS, Follow, Story, images, make_model, make_plan, nan
 
 NEEDS_LABELS = {"promote_without_labels": False}
 
@@ -193,6 +204,51 @@ def test_the_weights_ceiling_grows_with_the_stage():
         if story.pilot.adapted.policy.max_weight != ceilings[-1]:
             ceilings.append(story.pilot.adapted.policy.max_weight)
     assert ceilings == [0.0, 0.25, 0.5, 0.9]
+
+
+def test_the_real_policy_keeps_to_its_ceiling_after_a_tenth_of_its_window():
+    rules = {
+        "shadow": StageRule(100, 30.0),
+        "canary": (StageRule(60, 10.0, 0.25, share=0.25), StageRule(100, 10.0, 0.5, share=0.5)),
+    }
+    story = Story(plan=make_plan(**rules), policy=Track())
+    seen = {}
+    for _ in range(400):
+        story.send(change=lambda x: 0.5 * x + 1)
+        if story.pilot.status()["items"] > 40 or story.pilot.stage is Stage.SHADOW:
+            weight = story.pilot.adapted.report().sites[0].mean_weight
+            seen.setdefault((story.pilot.stage, story.pilot.position.step), []).append(weight or 0.0)
+        if story.pilot.stage is Stage.FULL and len(seen.get((Stage.FULL, 0), [])) > 20:
+            break
+    assert max(seen[Stage.SHADOW, 0]) > 0.5
+    assert max(seen[Stage.CANARY, 0]) <= 0.25
+    assert max(seen[Stage.CANARY, 1]) <= 0.5
+    assert max(seen[Stage.FULL, 0][-5:]) > 0.5
+
+
+def test_the_default_plan_begins_cautiously():
+    plan = Plan(guards=GUARDS)
+    ceilings = [rule.max_weight for rule in (*plan.canary, plan.full)]
+    assert ceilings == sorted(ceilings) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert plan.shadow.max_weight == 1.0  # what is normal is learned from what full will do
+    assert plan.shadow.items == 3000
+
+
+@pytest.mark.parametrize(("items", "said"), [(100, ["short shadow"]), (3000, [])])
+def test_a_short_shadow_is_told(items, said):
+    story = Story(plan=make_plan(guards=(LabelledError(), ConfidenceCollapse()), shadow=StageRule(items, 0.0)))
+    story.until("canary", n=200)
+    assert [event.kind for event in story.pilot.events if event.kind in ("short shadow", "blind guards")] == said
+
+
+@pytest.mark.parametrize("cusum", [False, True])
+def test_guards_in_full_are_cusums_if_the_plan_says_so(cusum):
+    story = Story(plan=make_plan(cusum=cusum)).until("canary")
+    assert story.pilot.watch.cusum is False
+    story.until("full")
+    assert story.pilot.watch.cusum is cusum
+    story.until_trip(change=nan)
+    assert story.pilot.watch.cusum is False
 
 
 def test_a_ceiling_for_a_policy_without_one_is_refused():

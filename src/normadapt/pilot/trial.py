@@ -239,6 +239,7 @@ class Trial:
 
     def _enter(self) -> None:
         """Another stage, or another model behind the arm: counts begin anew."""
+        learned = self.items
         self.visit += 1
         self.items = self._since_commit = 0
         self._lowest = {}
@@ -251,19 +252,18 @@ class Trial:
             self.watch = Watch(self.plan.guards, self.plan.alpha)
         elif not self.watch.frozen and self.position.learned:
             self.watch.freeze_baselines()
-            self._warn()
+            self._warn(learned)
         self.watch.restart(cusum=self.plan.cusum and self.position.stage is Stage.FULL)
         self._ceiling.set(self.rule)
 
-    def _warn(self) -> None:
-        """Say what the shadow stage could not teach the guards."""
+    def _warn(self, items: int) -> None:
+        """Say what a shadow stage of so many items could not teach the guards."""
         if self.watch.blind:
             self.keeper.note("blind guards", guards=list(self.watch.blind))
-        learned = [state.baseline.count for state in self.watch.states.values() if state.baseline.count]
-        if learned and min(learned) < BURSTS_SHOW:
+        if self.watch.states and items < BURSTS_SHOW:
             self.keeper.note(
                 "short shadow",
-                items=min(learned),
+                items=items,
                 advised=BURSTS_SHOW,
                 reason="harmless bursts may not have shown yet, and may be taken for harm",
             )
