@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-setup test lint format clean
+.PHONY: help setup demo drill bench-setup test lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ setup: $(VENV)/assets ## create .venv with everything that demo and test need
 
 demo: setup ## a model meets data it was not trained on, and gets its accuracy back
 	@$(BIN)/python -m normadapt.cli demo --out $(OUT)
+
+drill: setup ## a whole trial on the demo's model: let in step by step, taken back on harm
+	@$(BIN)/python -m normadapt.cli drill --out $(OUT)
 
 # Fashion-MNIST is a package of Debian and Ubuntu: only root can install it, everyone else is told how.
 FASHION := dataset-fashion-mnist

@@ -4,13 +4,17 @@ import re
 from pathlib import Path
 
 import torch
+import typer
 from torch import nn
+
+from normadapt import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_of_the_readme_runs():
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it makes a store
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     names = {
@@ -20,7 +24,7 @@ def test_the_python_of_the_readme_runs():
         "target_loader": [torch.randn(32, 1, 8, 8) + 1 for _ in range(4)],
     }
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
     assert names["logits"].shape == (16, 3)
@@ -43,3 +47,16 @@ def test_files_and_make_targets_that_the_readme_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for command in re.findall(r"^make ([\w-]+)", README, flags=re.M):
         assert f"\n{command}:" in makefile, command
+
+
+def test_the_options_that_the_readme_names_exist():
+    text = README.replace("\\\n", " ")
+    for line in re.findall(r"^\.venv/bin/normadapt ([^#\n]+)", text, flags=re.M):
+        words = line.split()
+        names = [words.pop(0)]
+        command = typer.main.get_command(cli.app).commands[names[0]]
+        while hasattr(command, "commands") and words and words[0] in command.commands:
+            names.append(words.pop(0))
+            command = command.commands[names[-1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert [word for word in words if word.startswith("--") and word not in known] == [], names

@@ -134,3 +134,22 @@ def test_a_state_that_cannot_be_kept_is_named():
     run(adapted, [NET.source(4)])
     with pytest.raises(SnapshotError, match="holds a object"):
         adapted.snapshot()
+
+
+def test_what_is_held_comes_back_whatever_happened_since():
+    case = CASES["2d"]
+    adapted = na.adapt(case.model())
+    run(adapted, [case.target(8)])
+    held, kept = adapted.hold(), adapted.snapshot()
+    run(adapted, [case.target(8, seed=1) * 30])
+    with adapted.stream("other"):
+        run(adapted, [case.source(4)])
+    assert not same(adapted.snapshot(), kept)
+    adapted.rewind(held)
+    assert same(adapted.snapshot(), kept)
+    run(adapted, [case.target(8, seed=2)])
+    adapted.rewind(held)  # it can be used again
+    assert same(adapted.snapshot(), kept)
+    other = na.adapt(CASES["1d"].model())
+    with pytest.raises(SnapshotError, match="another model"):
+        other.rewind(held)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from normadapt import reporting
 from normadapt.batches import check_model
-from normadapt.errors import UnsupportedLayerError
+from normadapt.errors import SnapshotError, UnsupportedLayerError
 from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
 from normadapt.policies import Policy, Track
 from normadapt.predictions import Predictions, class_probabilities
@@ -19,10 +20,22 @@ from normadapt.profile import SourceProfile
 from normadapt.report import Report
 from normadapt.resume import read_snapshot, take_snapshot
 from normadapt.settings import DEFAULT_STREAM, current, use
-from normadapt.sites import Fingerprint, fingerprint
+from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
 from normadapt.streams import Pass, Stream, new_stream
+
+
+class Held(NamedTuple):
+    """A state that `AdaptedModel.hold` gave; its parts are nobody else's business.
+
+    Args:
+        fingerprint: Of the original model.
+        streams: Records by stream.
+    """
+
+    fingerprint: Fingerprint
+    streams: Mapping[str, Stream]
 
 
 class AdaptedModel(nn.Module):
@@ -91,6 +104,11 @@ class AdaptedModel(nn.Module):
         if not isinstance(name, str):
             raise ValueError(f"a stream's name must be a string; got {name!r}")
         return use(self, stream=name)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The layers that are adapted, in the model's order; `snapshot` and the report name them so."""
+        return tuple(hook.site for hook in self._hooks)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -187,6 +205,13 @@ class AdaptedModel(nn.Module):
         with self._lock:
             return take_snapshot(self.fingerprint, self.policy, self._hooks, self._streams)
 
+    def source_snapshot(self) -> dict[str, Tensor]:
+        """What `snapshot` gives before the first batch: one stream that has seen nothing, every site at its source."""
+        with self._lock, outside_autograd():
+            composition = Composition(reference=self._class_frequencies)
+            untouched = {DEFAULT_STREAM: new_stream(self.policy, self._hooks, composition)}
+            return take_snapshot(self.fingerprint, self.policy, self._hooks, untouched)
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `snapshot` gave; all of it or, on an error, nothing.
 
@@ -197,6 +222,24 @@ class AdaptedModel(nn.Module):
             streams = read_snapshot(state, self.fingerprint, self.policy, self._hooks)
         with self._lock:
             self._streams = streams
+            self._move_streams()
+            self._install(self._stream(current(self).stream))
+
+    def hold(self) -> Held:
+        """The state as it is, for `rewind`: as `snapshot`, but in memory only and at no cost."""
+        with self._lock:
+            return Held(self.fingerprint, MappingProxyType(dict(self._streams)))  # streams are replaced, never changed
+
+    def rewind(self, held: Held) -> None:
+        """Take back what `hold` gave, as `restore` does a snapshot: under a millisecond, for when a request waits.
+
+        Raises:
+            SnapshotError: If it was held by an adapted model of another original.
+        """
+        if held.fingerprint != self.fingerprint:
+            raise SnapshotError("rewind() was given the state of another model -> pass what this one's hold() gave")
+        with self._lock:
+            self._streams = dict(held.streams)
             self._move_streams()
             self._install(self._stream(current(self).stream))
 

@@ -23,6 +23,7 @@ from normadapt.bench_command import bench
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
+from normadapt.pilot_command import register
 from normadapt.policies import Blend, Policy, Track
 from normadapt.profile import SourceProfile
 from normadapt.profiling import profile_source
@@ -99,6 +100,7 @@ def main(
 
 
 app.add_typer(bench, name="bench")
+register(app)
 
 
 @app.command()

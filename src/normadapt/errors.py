@@ -27,3 +27,15 @@ class SnapshotError(NormadaptError):
 
 class SpecError(NormadaptError):
     """A MODEL or DATA argument of the command line cannot be resolved."""
+
+
+class StoreError(NormadaptError):
+    """A store of snapshots cannot be used: damaged, gone, full, read-only, or not one of ours."""
+
+
+class StoreLockedError(StoreError):
+    """Another writer holds the store; trying again later may succeed."""
+
+
+class PlanError(NormadaptError):
+    """A pilot's plan is refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,11 +60,20 @@ def read_snapshot(
         words = ("without", "with") if _profiled(hooks) else ("with", "without")
         raise SnapshotError(f"the snapshot was taken {words[0]} a source profile, this model runs {words[1]} one")
     streams: dict[str, Stream] = {}
+    keys = sorted(state)  # rebuild looks through all keys that it is given: show it one site's at a time
     for index in range(int(rebuild(state, "streams", None))):
-        composition = rebuild(state, f"stream|{index}|composition", Composition())
-        records = [_record(state, f"stream|{index}|site|{hook.site.name}", policy, hook) for hook in hooks]
+        prefix = f"stream|{index}|"
+        composition = rebuild(_behind(state, keys, prefix + "composition"), prefix + "composition", Composition())
+        sites = [(f"{prefix}site|{hook.site.name}", hook) for hook in hooks]
+        records = [_record(_behind(state, keys, name), name, policy, hook) for name, hook in sites]
         streams[text(state, f"stream|{index}|name")] = Stream(records, composition)
     return streams
+
+
+def _behind(state: Mapping[str, Tensor], keys: list[str], prefix: str) -> dict[str, Tensor]:
+    """The entries below `prefix`, which stand side by side in the sorted `keys`."""
+    first, last = bisect_left(keys, prefix + "|"), bisect_left(keys, prefix + "}")  # "}" follows "|"
+    return {key: state[key] for key in keys[first:last]}
 
 
 def _record(state: Mapping[str, Tensor], prefix: str, policy: Any, hook: SiteHook) -> Record:

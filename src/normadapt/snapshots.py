@@ -6,8 +6,9 @@ what a leaf was: nothing for a tensor, "#" for a number, "$" for a string, "~" f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def flatten(tree: Any, prefix: str) -> dict[str, Tensor]:
     if tree is None:
         return {prefix + "~": torch.zeros(0, dtype=torch.uint8)}
     if isinstance(tree, str):
-        return {prefix + "$": torch.tensor(list(tree.encode()), dtype=torch.uint8)}
+        return {prefix + "$": torch.tensor(list(tree.encode("utf-8", "surrogatepass")), dtype=torch.uint8)}
     if isinstance(tree, float):
         return {prefix + "#": torch.tensor(tree, dtype=torch.float64)}
     if isinstance(tree, (bool, int)):
@@ -51,7 +52,19 @@ def text(flat: Mapping[str, Tensor], key: str) -> str:
     """The string that `flatten` stored under `key`."""
     if key + "$" not in flat:
         raise SnapshotError(f"the snapshot has no entry {key!r}: expected what AdaptedModel.snapshot() returned")
-    return bytes(flat[key + "$"].tolist()).decode()
+    return bytes(flat[key + "$"].tolist()).decode("utf-8", "surrogatepass")
+
+
+class _Leaf(NamedTuple):
+    """A tensor, and the sign that says what it stands for."""
+
+    sign: str
+    value: Tensor
+
+
+def _leaf(name: str, value: Tensor) -> tuple[str, _Leaf]:
+    """The name of a leaf without its sign, and the leaf."""
+    return (name[:-1], _Leaf(name[-1], value)) if name.endswith(("#", "$", "~")) else (name, _Leaf("", value))
 
 
 def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
@@ -60,39 +73,61 @@ def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
     Raises:
         SnapshotError: If a part is missing or has another shape than in `template`, or a number is not finite.
     """
-    if prefix in flat:
-        return _checked(flat[prefix], prefix, template).clone()
-    if prefix + "#" in flat:
-        return _checked(flat[prefix + "#"], prefix, None).item()
-    if prefix + "$" in flat:
-        return text(flat, prefix)
-    if prefix + "~" in flat:
-        return None
+    root: dict[str, Any] = {}
+    for key, value in flat.items():
+        if not key.startswith(prefix):
+            continue
+        if key[len(prefix) :] in ("", "#", "$", "~"):
+            return _grown(_leaf(key, value)[1], prefix, template)
+        first, *path = key[len(prefix) :].split("|")
+        if first or not path:
+            continue  # another's, whose name begins alike
+        node = root
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+            if isinstance(node, _Leaf):
+                raise SnapshotError(f"the snapshot has an entry {key!r} below a number or a tensor")
+        name, leaf = _leaf(path[-1], value)
+        node[name] = leaf
+    return _grown(root, prefix, template)
+
+
+def _grown(node: dict[str, Any] | _Leaf, prefix: str, template: Any) -> Any:
+    if isinstance(node, _Leaf):
+        return _read(node, prefix, template)
     if hasattr(template, "_fields"):
-        return type(template)(*(rebuild(flat, f"{prefix}|{key}", value) for key, value in _children(template)))
-    keys = {_child_name(key, prefix) for key in flat if key.startswith(prefix + "|")}
-    if not keys and not isinstance(template, (tuple, list, Mapping)):
+        parts = ((key, node.get(key, {}), value) for key, value in _children(template))
+        return type(template)(*(_grown(part, f"{prefix}|{key}", value) for key, part, value in parts))
+    if not node and not isinstance(template, (tuple, list, Mapping)):
         raise SnapshotError(f"the snapshot has no entry {prefix!r}")
     length = len(template) if isinstance(template, (tuple, list)) else 0
-    if keys == {str(i) for i in range(len(keys))} and not isinstance(template, Mapping) and len(keys) >= length:
-        known = [*template, *[None] * (len(keys) - length)] if length else [None] * len(keys)
-        return tuple(rebuild(flat, f"{prefix}|{i}", value) for i, value in enumerate(known))
+    numbered = all(str(i) in node for i in range(len(node)))
+    if numbered and not isinstance(template, Mapping) and len(node) >= length:
+        known = [*template, *[None] * (len(node) - length)] if length else [None] * len(node)
+        return tuple(_grown(node[str(i)], f"{prefix}|{i}", value) for i, value in enumerate(known))
     if length:
-        raise SnapshotError(f"the snapshot has {len(keys)} of the {length} entries at {prefix!r}")
+        raise SnapshotError(f"the snapshot has {len(node)} of the {length} entries at {prefix!r}")
     known_keys = template if isinstance(template, Mapping) else {}
-    return {key: rebuild(flat, f"{prefix}|{key}", known_keys.get(key)) for key in sorted(keys)}
+    return {key: _grown(node[key], f"{prefix}|{key}", known_keys.get(key)) for key in sorted(node)}
 
 
-def _checked(value: Tensor, key: str, template: Any) -> Tensor:
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+def _read(leaf: _Leaf, key: str, template: Any) -> Any:
+    value = leaf.value
+    if leaf.sign == "~":
+        return None
+    if leaf.sign == "$":
+        return text({key + "$": value}, key)
+    if leaf.sign == "#":
+        number = value.item()
+        if not math.isfinite(number):
+            raise SnapshotError(f"the snapshot holds non-finite numbers at {key!r}")
+        return number
+    # a finite sum proves it in half the time
+    if value.is_floating_point() and not (math.isfinite(float(value.sum())) or bool(value.isfinite().all())):
         raise SnapshotError(f"the snapshot holds non-finite numbers at {key!r}")
     if isinstance(template, Tensor) and template.numel() > 0 and template.shape != value.shape:
         raise SnapshotError(f"the snapshot's {key!r} has shape {tuple(value.shape)}; expected {tuple(template.shape)}")
-    return value
-
-
-def _child_name(key: str, prefix: str) -> str:
-    return key[len(prefix) + 1 :].split("|", 1)[0].rstrip("#$~")
+    return value.clone()
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:

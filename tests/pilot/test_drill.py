@@ -1,0 +1,101 @@
+"""The drill on fewer images: every step is checked against what really happened, and a step that fails is told."""
+
+import json
+
+import pytest
+import torch
+
+from normadapt.pilot import drill, rehearsal
+from normadapt.pilot.drill import DrillResult, Size, run_drill
+from normadapt.pilot.faults import FAULTS
+from normadapt.pilot.rehearsal import Step
+from normadapt.pilot.story import EXPECTED
+from normadapt.store import Store
+
+SMALL = Size(1000, ((0.25, 100), (0.5, 150)), 300, ("constant", "frozen", "nan"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("drill") / "store"
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return run_drill(folder, seed=1, size=SMALL)
+
+
+def named(result, name):
+    return [step for step in result.steps if step.name == name]
+
+
+def test_every_step_goes_as_expected(result):
+    assert [(step.name, step.got) for step in result.steps if not step.ok] == []
+    assert result.ok
+    names = [step.name for step in result.steps]
+    assert names[:5] == ["shadow", "canary 25%", "canary 50%", "full", "restart"]
+    assert names[-5:] == ["fault: nan", "nan goes on", "repaired", "promote", "verify"]
+    assert [step.at for step in result.steps] == sorted(step.at for step in result.steps)
+
+
+def test_the_store_tells_the_same_story(result, folder):
+    with Store(folder, create=False) as store:
+        assert store.verify().ok
+        events = store.history()
+    trips = [event.facts["guard"] for event in events if event.kind == "trip"]
+    told = [step.facts["guard"] for step in result.steps if step.facts.get("caught")]
+    assert trips == [*told, trips[-1]]  # the last fault trips twice
+    moves = [(e.facts["from"], e.facts["to"], e.facts["cause"]) for e in events if e.kind == "transition"]
+    assert moves[:4] == [
+        ("off", "shadow", "started"),
+        ("shadow", "canary", "passed"),
+        ("canary", "canary", "passed"),
+        ("canary", "full", "passed"),
+    ]
+    assert moves.count(("rolled_back", "rolled_back", "tripped")) == 1
+    assert ("rolled_back", "canary", "cooled down") in moves
+    assert [e.facts["by"] for e in events if e.kind == "rollback" and e.facts["by"] == "the drill"] == ["the drill"]
+
+
+def test_faults_that_nobody_sees_are_told_as_gaps(result):
+    (frozen,) = named(result, "fault: frozen")
+    if not frozen.facts["caught"]:
+        assert frozen.gap
+    (nan,) = named(result, "fault: nan")
+    assert (nan.facts["guard"], nan.facts["images"], nan.gap) == ("non_finite", 16, False)
+    assert nan.facts["snapshot"] > 0
+
+
+def test_plain_data_survive_json(result):
+    told = result.to_dict()
+    assert json.loads(json.dumps(told)) == told
+    assert told["ok"] is True
+    assert set(told["faults"]) == set(EXPECTED) == set(FAULTS)
+
+
+def test_a_guard_that_is_asleep_fails_the_drill(tmp_path, monkeypatch):
+    from normadapt.pilot.watch import Watch
+
+    monkeypatch.setattr(Watch, "update", lambda self, rows: None)
+    failed = run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("nan",)))
+    assert not failed.ok
+    assert next(step.name for step in failed.steps if not step.ok) == "fault: nan"
+
+
+def test_a_trial_that_does_not_move_on_ends_the_drill(tmp_path, monkeypatch):
+    monkeypatch.setattr(drill.Story, "send", lambda self, *_: (setattr(self, "sent", self.sent + 5000), None))
+    stuck = run_drill(tmp_path / "store", size=SMALL)
+    assert not stuck.ok
+    assert stuck.steps[-1].name == "shadow"
+
+
+def test_a_result_is_as_good_as_its_worst_step():
+    good, bad = Step(0, "a", "x", "x", True), Step(0, "b", "x", "y", False)
+    assert DrillResult((good, good), 0, 0, 0.0, 0.0, "").ok
+    assert not DrillResult((good, bad), 0, 0, 0.0, 0.0, "").ok
+
+
+def test_answers_are_compared_to_the_bit():
+    x = torch.tensor([1.0, float("nan")])
+    assert rehearsal.are_equal(x, x.clone())
+    assert not rehearsal.are_equal(x, torch.tensor([1.0 + 2e-7, float("nan")]))
