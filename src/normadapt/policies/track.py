@@ -34,10 +34,9 @@ from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
 
 _REFRESH = 0.1  # the weights are computed again when so much of the window is new: they hardly move before
-# Without a profile the scatter is a guess. Far out its tail says little, so a jump takes a power of the probability;
-# near the middle the guess errs on the wide side and keeps weights small by itself, so a shift counts much sooner.
-_GUESSED_JUMP, _GUESSED_SIGNIFICANCE = 1.5, 0.25
-_LEAST = 1e-300  # a power of a tiny probability must not vanish
+# Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
+# counts much sooner.
+_GUESSED_SIGNIFICANCE = 0.25
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -74,12 +73,11 @@ class Track(Policy):
     """Follow a stream: pool evidence while nothing changes, start again when it jumps, keep the source in doubt.
 
     One setting serves every batch size and stream. With a source profile the sampling variances and the gates are
-    those of the source; without one they are learned from the stream, and the gates take more to open.
+    those of the source; without one they are learned from the stream.
 
     Args:
         memory: Instances after which older ones have faded from the window.
-        jump_probability: The window is emptied when a batch is less probable than this under "nothing new"; without a
-            profile, than its power 1.5.
+        jump_probability: The window is emptied when a batch is less probable than this under "nothing new".
         significance: The source's statistics are kept while the window's shift is more probable than this by chance;
             without a profile, than its fourth root.
         mixed_probability: Instances are normalized one by one when the window's scatter is less probable than this.
@@ -198,9 +196,7 @@ class Track(Policy):
         squared = pair((here - state.use).square_() @ source.channel_weight)
         location, scale = (p + a / n for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
         cumulants = spread.cumulants(1 / effective, 1 / n, (location, scale), source.sum_weight)
-        power = 1.0 if state.spread is None else _GUESSED_JUMP
-        probability = max(self.jump_probability**power, _LEAST)
-        return any(are_below(squared, cumulants, probability))
+        return any(are_below(squared, cumulants, self.jump_probability))
 
     def _between_classes(
         self,
