@@ -30,7 +30,7 @@ def planned(tmp_path):
     return plan
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "drill", "test"])
 def test_a_fresh_machine_gets_torch_first_and_assets_without_dependencies(planned, target):
     installs = re.findall(r"pip .*install (.*)", planned(target))
     assert installs[0] == "--constraint constraints.txt torch==2.13.0"

@@ -206,6 +206,6 @@ def drill_notes(result: DrillResult) -> str:
         f"{told}. {result.images:,} images in requests of {BATCH}, {result.seconds:.0f} s, {result.usual_ms:.0f} ms a "
         f"request in full. The clock is turned by hand, {TICK:g} s a request; everything else is real: model, images, "
         f"guards, store. A fault's row: what tripped, after how many images, what was in use how many ms later; the "
-        "source answered that request. right: of what went out, on images that a person could tell. Seed "
-        f"{result.seed}."
+        "source answered that request, unless labels tripped. right: of what went out, on images that a person could "
+        f"tell. Seed {result.seed}."
     )
