@@ -284,6 +284,19 @@ def test_no_statistic_weighs_more_than_the_largest_weight_allowed(n, profiled):
     assert same(none(x[:n]), model(x[:n]))
 
 
+def test_a_ceiling_is_no_reason_to_jump():
+    x = photos(draws(400, 5), 5, shift=2.0)
+    statuses = []
+    model, profile = trained()
+    adapted = na.adapt(model, profile, na.Track(max_weight=0.2))
+    for batch in x.split(16):
+        adapted(batch)
+        statuses.append([site.status for site in adapted.report().sites])
+    assert not any(status == "new window" for row in statuses[2:] for status in row)
+    assert all(site.count == 400 for site in adapted.report().sites)
+    assert float(adapted.snapshot()["stream|0|site|0|state|count#"]) > 300
+
+
 def test_the_largest_weight_holds_for_single_instances_too():
     x = photos(draws(400, 6), 6)
     x[::2] += 3.0

@@ -48,6 +48,7 @@ class TrackState(NamedTuple):
         moments: Window means (2, C) of (x - m_s)/sqrt(v_s + eps) and of ((x - m_s)^2 + eps)/(v_s + eps).
         classes: Predicted class frequencies of the window (K,); empty while unknown.
         use: The statistics in use (2, C), as differences from the source in output units.
+        place: Where the stream is taken to be (2, C): the same without the ceiling on the weights.
         uncertainty: Mean sampling variance of `use` over channels, P, as (location, scale).
         spread: Scatter learned from the stream; None where a profile knows it.
         pending: Instances in the window that `use` does not know of yet.
@@ -60,6 +61,7 @@ class TrackState(NamedTuple):
     moments: LocationScale
     classes: PerClass
     use: LocationScale
+    place: LocationScale
     uncertainty: Pair
     spread: LearnedSpread | None
     pending: float
@@ -119,6 +121,7 @@ class Track(Policy):
             0.0,
             none,
             zeros.new_zeros(0),
+            none,
             none,
             (0.0, 0.0),
             learned,
@@ -190,10 +193,10 @@ class Track(Policy):
     def _jumped(
         self, state: TrackState, here: LocationScale, evidence: Evidence, spread: Spread, source: Source
     ) -> bool:
-        """Whether a batch at `here` (2, C) is too far from the statistics in use to belong to the window."""
+        """Whether a batch at `here` (2, C) is too far from where the stream is to belong to the window."""
         n, composition = evidence.count, evidence.composition
         effective = float(n) if composition is None else composition.effective_count(n)
-        squared = pair((here - state.use).square_() @ source.channel_weight)
+        squared = pair((here - state.place).square_() @ source.channel_weight)
         location, scale = (p + a / n for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
         cumulants = spread.cumulants(1 / effective, 1 / n, (location, scale), source.sum_weight)
         return any(are_below(squared, cumulants, self.jump_probability))
@@ -239,14 +242,18 @@ class Track(Policy):
         weights: LocationScale | Pair = (0.0, 0.0)
         noise = None
         if prior[0] == prior[1] == 0.0:
-            use, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
+            place, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
+            use = place
             m_use, v_use = source.mean, source.variance
         else:
             noise = spread.sampling_variance(between, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
-            weights = (spare / (spare + noise)).clamp_max_(self.max_weight)
-            use = weights * shift
+            weights = spare / (spare + noise)
+            place = use = weights * shift
             uncertainty = pair((noise * weights) @ source.share)
+            if self.max_weight < 1:
+                weights = weights.clamp_max(self.max_weight)
+                use = weights * shift
             m_use, v_use = unstandardize(use[0], use[1], source, units)
 
         status = "new window" if jumped else "tracking" if any(prior) else "source"
@@ -256,7 +263,7 @@ class Track(Policy):
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
         diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
-        after = state._replace(use=use, uncertainty=uncertainty, pending=0.0, projections=seen)
+        after = state._replace(use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen)
         return after, m_use, v_use, diagnostics
 
     def _split(
