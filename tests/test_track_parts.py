@@ -350,6 +350,17 @@ def test_what_varies_together_is_pooled_over_batches():
     assert scatter.together == pytest.approx(((average - average.mean()) ** 2).sum())
 
 
+@pytest.mark.parametrize("gain", [1.0, 1.6, 3.0])
+def test_a_higher_gain_is_no_mixture(gain):
+    g = torch.Generator().manual_seed(3)
+    at, x = source(index=3, count=20), gain * 0.4 * torch.randn(256, 4, generator=g, dtype=torch.float64)
+    contrast = gain * 0.9 * (0.2 * torch.randn(256, 1, 1, generator=g, dtype=torch.float64)).exp()
+    learned = learn(LearnedSpread.empty(at), evidence(x, contrast=contrast), at)
+    found = limited(x, 16, contrast.flatten(), learned.limits)
+    assert not any(scatter.mixed or own is not None for scatter, own in found)
+    assert learned.limits.most == pytest.approx(max(1.0, learned.inner) * (0.3 + 1.5 * learned.natural))
+
+
 def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():
     g = torch.Generator().manual_seed(3)
     site, use = source(known_spread(0.3, 0.2)), torch.zeros(2, 4, dtype=torch.float64)

@@ -120,6 +120,11 @@ def run(
             plan, jobs=processes, known=known, keep=keep, tell=lambda d, t, label: advance(d, t or None, label)
         )
         seconds = time.perf_counter() - begin
+        if not cells:
+            raise NormadaptError(
+                f"there is nothing to run: no suite asked for has a stream {' or '.join(plan.streams)}\n"
+                "  -> 'clean' needs a suite with source-like data (fashion-c, activity)"
+            )
         advance(0, None, "counting")
         results = Results(plan, tasks, cells)
         made = about(_command(plan, quick=quick), seconds, computed, processes)

@@ -18,10 +18,10 @@ _PRIOR_DEGREES = 2.0
 _PRIOR_COUNT = 8.0  # instances that the prior is worth
 # What source instances scatter follows from how much they vary within themselves: see `natural`. In units of v_s, each
 # a constant and a multiple of that; the variance of half-log-variances is about as large.
-_MOST = (0.15, 1.5)  # of locations, more than any layer's scatter, with what the estimate itself errs
+_MOST = (0.3, 1.5)  # of locations, more than any layer's scatter, with what the estimate itself errs
 _CAP = (0.1, 1.5)  # what a layer is taken to scatter at most
 _USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for locations and for scales
-_TOGETHER = (0.06, 0.65)  # more than the scales of all channels vary together
+_TOGETHER = (0.09, 1.5)  # more than the scales of all channels vary together
 _LEAST = 0.02  # between classes that nobody has seen
 _APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
 _SEEN = 2.0  # independent stretches of the stream after which what they showed counts half
@@ -105,12 +105,13 @@ class LearnedSpread(NamedTuple):
     @property
     def limits(self) -> Limits:
         """What the instances would scatter if they were of one domain."""
-        (location, scale), most, together = (
-            tuple(constant + factor * self.natural for constant, factor in _USUAL),
-            _MOST[0] + _MOST[1] * self.natural,
-            _TOGETHER[0] + _TOGETHER[1] * self.natural,
-        )
-        return Limits((location, scale), most, together)
+        gain = max(
+            1.0, self.inner
+        )  # a higher contrast alone makes instances vary, and their means scatter, so much more
+        location, scale = (constant + factor * self.natural for constant, factor in _USUAL)
+        most = gain * (_MOST[0] + _MOST[1] * self.natural)
+        together = _TOGETHER[0] + _TOGETHER[1] * self.natural
+        return Limits((gain * location, scale), most, together)
 
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:
