@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -128,7 +129,8 @@ class Blend(Policy):
 def _spread_of_batch(evidence: Evidence, source: Source) -> Spread:
     """Without a profile: the batch's own scatter, shrunk to the prior as strongly as a stream's is."""
     ratio = standardize(evidence.both, source.units)[1]
-    return LearnedSpread.empty(source).learn(evidence, None, ratio, source, float("inf")).spread
+    # Alone, it is taken for a fair draw of the classes: it has shown what lies between them.
+    return LearnedSpread.empty(source).learn(evidence, None, ratio, source, math.inf, stretches=math.inf).spread
 
 
 def _merged(here: _Pooled, upstream: _Pooled | None) -> _Pooled:
