@@ -177,9 +177,11 @@ class AdaptedModel(nn.Module):
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:
             with outside_autograd():
-                composition = Composition(reference=self._class_frequencies)
-                self._streams[name] = new_stream(self.policy, self._hooks, composition)
+                self._streams[name] = self._untouched()
         return self._streams[name]
+
+    def _untouched(self) -> Stream:
+        return new_stream(self.policy, self._hooks, Composition(reference=self._class_frequencies))
 
     def _install(self, stream: Stream) -> None:
         for hook, record in zip(self._hooks, stream.records, strict=True):
@@ -208,9 +210,7 @@ class AdaptedModel(nn.Module):
     def source_snapshot(self) -> dict[str, Tensor]:
         """What `snapshot` gives before the first batch: one stream that has seen nothing, every site at its source."""
         with self._lock, outside_autograd():
-            composition = Composition(reference=self._class_frequencies)
-            untouched = {DEFAULT_STREAM: new_stream(self.policy, self._hooks, composition)}
-            return take_snapshot(self.fingerprint, self.policy, self._hooks, untouched)
+            return take_snapshot(self.fingerprint, self.policy, self._hooks, {DEFAULT_STREAM: self._untouched()})
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `snapshot` gave; all of it or, on an error, nothing.
@@ -221,9 +221,7 @@ class AdaptedModel(nn.Module):
         with outside_autograd():
             streams = read_snapshot(state, self.fingerprint, self.policy, self._hooks)
         with self._lock:
-            self._streams = streams
-            self._move_streams()
-            self._install(self._stream(current(self).stream))
+            self._take_over(streams)
 
     def hold(self) -> Held:
         """The state as it is, for `rewind`: as `snapshot`, but in memory only and at no cost."""
@@ -239,9 +237,12 @@ class AdaptedModel(nn.Module):
         if held.fingerprint != self.fingerprint:
             raise SnapshotError("rewind() was given the state of another model -> pass what this one's hold() gave")
         with self._lock:
-            self._streams = dict(held.streams)
-            self._move_streams()
-            self._install(self._stream(current(self).stream))
+            self._take_over(dict(held.streams))
+
+    def _take_over(self, streams: dict[str, Stream]) -> None:
+        self._streams = streams
+        self._move_streams()
+        self._install(self._stream(current(self).stream))
 
     def freeze(self) -> nn.Module:
         """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared."""

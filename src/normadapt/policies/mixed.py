@@ -96,7 +96,7 @@ def split_instances(
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
     location_squares = scatter.squares[0] * window.faded + _squares(locations, window.mean, window.count, weight)
     if limits is not None:
-        mixed = judge.is_beyond(location_squares, 0, limits.most)
+        mixed = judge.lie_apart(location_squares, limits.most)
         known = known or mixed
     location_excess = judge.excess(location_squares, 0) if known else 0.0
     rest = locations - use[0]
@@ -151,9 +151,9 @@ class _Judge:
             return False
         return tail_is_below(squares / (self.total - 1), expected, square / freedom, self._probability)
 
-    def is_beyond(self, squares: float, row: int, limit: float) -> bool:
-        """Whether locations (0) or scales (1) scatter more than `limit` per unit of weight."""
-        expected, square = self._expected[row]
+    def lie_apart(self, squares: float, limit: float) -> bool:
+        """Whether the locations scatter more than `limit` per unit of weight."""
+        expected, square = self._expected[0]
         times = limit * self._sum_weight / expected
         return self._is_below(squares, expected * times, square * times * times)
 
