@@ -10,6 +10,7 @@ from torch import nn
 
 from normadapt.bench.models import WEIGHTS, ActivityNet, FashionNet, load_weights
 from normadapt.bench.suites import SUITES, fashion
+from normadapt.bench.suites.activity import UNSEEN
 from normadapt.bench.suites.base import Domain, Need, Suite, Task, draw, package_folder
 from normadapt.errors import NormadaptError
 
@@ -163,7 +164,7 @@ def test_what_every_suite_promises(name: str, split: str, tmp_path: Path, monkey
 
 def test_checkpoints_are_small_and_say_where_they_come_from() -> None:
     files = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
-    assert set(files) == {"fashion", "activity-a", "activity-b", "activity-c"}
+    assert set(files) == {"fashion", *(f"activity-{fold}" for fold in UNSEEN)}
     for name, path in files.items():
         assert path.stat().st_size < (2_000_000 if name == "fashion" else 150_000)
         with safe_open(path, "pt") as file:
