@@ -157,8 +157,9 @@ def test_what_every_suite_promises(name: str, split: str, tmp_path: Path, monkey
             assert not torch.equal(domain.inputs, different.domain(shift).inputs)
         batches = task.source_batches()
         if batches is not None:
-            assert sum(len(batch) for batch in batches) == 2000
-            assert all(len(batch) == 100 and batch.shape[1:] == domain.inputs.shape[1:] for batch in batches)
+            assert 900 < sum(len(batch) for batch in batches) <= 2000  # all there are, where there are fewer
+            assert all(len(batch) == 100 for batch in batches[:-1])
+            assert all(batch.shape[1:] == domain.inputs.shape[1:] for batch in batches)
             assert abs(float(torch.cat(batches).mean())) < 0.1  # normalized
 
 
