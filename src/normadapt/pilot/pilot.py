@@ -13,7 +13,8 @@ from torch import nn
 
 from normadapt.adapt import AdaptedModel, adapt
 from normadapt.errors import PlanError
-from normadapt.pilot.answering import Desk
+from normadapt.observation import Observation
+from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
 from normadapt.pilot.late_labels import as_class
@@ -139,6 +140,26 @@ class Pilot(nn.Module):
         """Everything that an operator may want to see, as plain data for JSON."""
         with self._lock:
             return status(self._trial, self._keeper)
+
+    def now(self) -> float:
+        """What the pilot's clock said at the last request, in seconds."""
+        return self._keeper.now
+
+    def observe(self, observer: Callable[[str, Compared], object]) -> Observation:
+        """Show to `observer(stream, compared)`, from now on, how answers that both models gave agree.
+
+        The passes of the adapted model are shown by `pilot.adapted.observe`. What an observer raises is counted in the
+        handle that is returned; its `remove()` ends it.
+        """
+
+        def leave(observation: Observation) -> None:
+            with self._lock:
+                self._desk.observations = tuple(other for other in self._desk.observations if other is not observation)
+
+        observation = Observation(observer, leave)
+        with self._lock:
+            self._desk.observations = (*self._desk.observations, observation)
+        return observation
 
     # -- answering -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""`normadapt report`: a thin shell around the report page."""
