@@ -87,6 +87,7 @@ class Pilot(nn.Module):
         self._opened_here = isinstance(store, (str, Path))
         self.store = Store(store) if isinstance(store, (str, Path)) else store
         self.on_transition = on_transition
+        self.before_closing: list[Callable[[], object]] = []
         self._lock = threading.RLock()
         self._keeper = Keeper(self.adapted, self.store)
         self._trial = Trial(plan, self.adapted, self._keeper, clock)
@@ -140,6 +141,11 @@ class Pilot(nn.Module):
         """Everything that an operator may want to see, as plain data for JSON."""
         with self._lock:
             return status(self._trial, self._keeper)
+
+    def keep(self, name: str, document: Mapping[str, Any]) -> None:
+        """Have a document of plain JSON values written to the store with what the pilot writes next."""
+        with self._lock:
+            self._keeper.save(name, document)
 
     def now(self) -> float:
         """What the pilot's clock said at the last request, in seconds."""
@@ -324,6 +330,11 @@ class Pilot(nn.Module):
     def close(self) -> None:
         """Save the state for the next process and let go of the store; a request after it is answered from memory."""
         with self._lock:
+            for last in self.before_closing:
+                try:
+                    last()
+                except Exception as error:
+                    self._keeper.tally("callback trouble", reason=repr(error))
             self._trial.save(whole=True)
             self._keeper.close()
             if self._opened_here and self.store is not None:
