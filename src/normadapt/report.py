@@ -132,6 +132,7 @@ class Report:
         path: Path | str,
         *,
         title: str | None = None,
+        lead: str | None = None,
         status: Mapping[str, Any] | None = None,
         events: Sequence[Any] | None = None,
     ) -> Path:
@@ -139,7 +140,8 @@ class Report:
 
         Args:
             path: The file.
-            title: What stands at the top; by default the model and the stream.
+            title: What stands at the top; by default the model.
+            lead: A sentence under it, what was run; by default policy, profile and stream.
             status: What `Pilot.status()` gave, for where the trial stands.
             events: What `Store.history()` gave, for the audit log.
 
@@ -152,7 +154,7 @@ class Report:
         from normadapt.monitor.report_page import page  # Plotly is read only now
 
         file = Path(path)
-        file.write_text(page(self, title=title, status=status, events=events), encoding="utf-8")
+        file.write_text(page(self, title=title, lead=lead, status=status, events=events), encoding="utf-8")
         return file
 
     def __str__(self) -> str:
