@@ -33,7 +33,7 @@ const figures = (() => {
     const h = state.data.history;
     return axis({
       type: h.time ? "date" : "linear", range: [h.starts[0], h.stop], showgrid: false, ticks: "outside", tickcolor: colour("axis"), nticks: narrow("map") ? 4 : 9,
-      title: { text: h.time ? "time (UTC)" : "instances seen", standoff: 6 }, ...more,
+      title: { text: h.time ? "time (UTC)" : "instances seen", standoff: h.time ? 14 : 6 }, ...more,
     });
   }
   // Edges of the columns, and which column each interval shows: none in a gap, where nothing came.
@@ -47,6 +47,15 @@ const figures = (() => {
     return { edges, columns, middles: columns.map((_, i) => (edges[i] + edges[i + 1]) / 2) };
   }
   const spread = (row, columns) => columns.map((i) => (i == null ? null : row[i]));
+  // Running mean over some of the columns, by their instances.
+  function smooth(row, items) {
+    const reach = Math.max(1, Math.round(row.length / 60));
+    return row.map((value, i) => {
+      let sum = 0, weight = 0;
+      for (let j = Math.max(0, i - reach); j <= Math.min(row.length - 1, i + reach); j++) if (row[j] != null) { sum += row[j] * items[j]; weight += items[j]; }
+      return value == null || !weight ? null : sum / weight;
+    });
+  }
   const when = (x) => (state.data.history.time ? new Date(x).toISOString().slice(0, 16).replace("T", " ") : `instance ${number(x)}`);
 
   // Stage changes and roll backs: a strip of marks above a figure, and lines through it.
@@ -78,7 +87,7 @@ const figures = (() => {
   }
 
   // -- layers and time ----------------------------------------------------------------------------------------------
-  const rowHeight = (count) => (count <= 12 ? 28 : count <= 30 ? 19 : 13);
+  const rowHeight = (count) => (count <= 4 ? 44 : count <= 12 ? 28 : count <= 30 ? 19 : 13);
   const nameWidth = (names, id) => { const most = narrow(id) ? 14 : 30; return { most, left: Math.min(most, Math.max(...names.map((n) => n.length))) * (names.length > 30 ? 6.2 : 7.2) + 16 }; };
   function names(list, id) {
     const { most, left } = nameWidth(list, id);
@@ -86,8 +95,8 @@ const figures = (() => {
   }
   function map() {
     const h = state.data.history, { edges, columns } = grid(), labels = names(h.names, "map");
-    const strip = h.marks.length ? 26 : 0, body = Math.max(90, rowHeight(h.names.length) * h.names.length), height = body + strip + 118;
-    const inside = height - 8 - 110, top = 1 - strip / inside;
+    const strip = h.marks.length ? 26 : 0, body = Math.max(90, rowHeight(h.names.length) * h.names.length), height = body + strip + (h.time ? 130 : 118);
+    const inside = body + strip, top = 1 - strip / inside;
     const tail = state.measure === "tail";
     const z = h.names.map((_, l) => columns.map((i) => (i == null ? null : tail ? (h.tail[l][i] == null ? null : Math.min(-h.tail[l][i], 30)) : h.shift[l][i])));
     const all = z.flat().filter((v) => v != null).sort((a, b) => a - b);
@@ -96,20 +105,22 @@ const figures = (() => {
       `${html(name)}<br>${when(edges[c])}<br>shift ${h.shift[l][i] == null ? "–" : h.shift[l][i].toFixed(2)} sd` +
       (h.tail[l][i] == null ? "" : `<br>by chance ${h.tail[l][i] > -3 ? (10 ** h.tail[l][i]).toFixed(3) : `1e${Math.round(h.tail[l][i])}`}`))));
     const m = marks("map", top, "y2"), layout = base(height, labels.left);
-    layout.margin.b = 110;
+    layout.margin.b = h.time ? 122 : 110;
     Object.assign(layout, {
       xaxis: timeline({ anchor: "y" }), yaxis: { ...labels.axis, domain: [0, top] },
       yaxis2: axis({ domain: [top, 1], range: [0, 1], visible: false }),
       shapes: [...m.shapes, { type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: state.layer - 0.5, y1: state.layer + 0.5, line: { color: colour("fg"), width: 2 } }],
     });
     const bar = {
-      orientation: "h", thickness: 10, len: narrow("map") ? 1 : 0.45, x: 0, xanchor: "left", y: -62 / inside, yanchor: "top", outlinewidth: 0, tickfont: { size: 11 },
+      orientation: "h", thickness: 10, len: narrow("map") ? 1 : 0.45, x: 0, xanchor: "left", y: -(h.time ? 74 : 62) / inside, yanchor: "top", outlinewidth: 0, tickfont: { size: 11 },
       title: { text: tail ? "probability of such a shift by chance" : "shift, sd of the layer’s output", side: "top", font: { size: 12 } },
       ...(tail ? { tickvals: [0, 5, 10, 15, 20], ticktext: ["1", "1e−5", "1e−10", "1e−15", "≤ 1e−20"] } : {}),
     };
     const heat = { type: "heatmap", x: edges, y: h.names.map((_, i) => i), z, zmin: 0, zmax: high, colorscale: scale(), colorbar: bar, text: say, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, ygap: h.names.length <= 30 ? 1 : 0 };
     draw("map", [heat, ...m.traces], layout);
-    $("map-note").textContent = (tail && !all.length ? "This policy does not test for a shift. " : "") + (h.marks.length ? `▾ a mark of what happened${h.marks.some((x) => x.kind === "rollback") ? "; ◂ with an orange line: rolled back" : ""}. ` : "") + (h.gaps.length ? "Empty: nothing was adapted then." : "");
+    const told = [...new Set(h.marks.map((x) => x.text.split(":")[0]))], labelled = m.traces.length && m.traces[0].text.every((t) => t);
+    $("map-note").textContent = (tail && !all.length ? "This policy does not test for a shift. " : "") +
+      (h.marks.some((x) => x.kind === "rollback") ? "◂ and an orange line: rolled back; ▾: any other change of the trial. " : h.marks.length && !labelled ? `▾ in this order: ${told.slice(0, 12).join(", ")}${told.length > 12 ? ", …" : ""}. ` : "") + (h.gaps.length ? "Empty: nothing was adapted then." : "");
   }
   function onMapClick(event) {
     const point = event.points.find((p) => p.data.type === "heatmap");
@@ -128,36 +139,48 @@ const figures = (() => {
     $("channel").value = String(state.channel);
     $("channel").disabled = list.length < 2;
   }
+  const GRID = Array.from({ length: 61 }, (_, i) => -4.5 + 0.15 * i); // standard deviations; as in page_data.py
+  const BELL = GRID.map((z) => Math.exp((-z * z) / 2) / Math.sqrt(2 * Math.PI));
+  // A channel in the units of some statistics: bars and law of the stream.
+  function under(panel, [centre, root]) {
+    const bins = panel.counts.map((_, i) => (panel.low + panel.width * (i + 0.5) - centre) / root);
+    return {
+      bins, width: panel.width / root, heights: panel.counts.map((n) => (n * root) / (Math.max(panel.count, 1) * panel.width)),
+      x: GRID.map((z) => (panel.mean + panel.sd * z - centre) / root), y: panel.law.map((f) => (f * root) / panel.sd), mean: (panel.mean - centre) / root,
+    };
+  }
   function panels() {
     const panel = (state.data.history.channels[state.layer] || [])[state.channel];
     const note = $("channel-note");
     for (const id of ["before", "after"]) $(id).closest(".pair").hidden = !panel;
     if (!panel) { note.textContent = "No instance of this layer was kept."; return; }
-    const xs = ends([panel.before, panel.after].flatMap((s) => [s.mean, ...s.bars[0]]).concat(panel.source[0].filter((_, i) => Math.abs(i - 30) <= 21)));
-    const ys = ends([panel.before, panel.after].flatMap((s) => [...s.bars[1], ...s.test[1]]).concat(panel.source[1]));
+    const sides = { before: under(panel, panel.before), after: under(panel, panel.after) }, both = Object.values(sides);
+    const source = { x: GRID.map((z) => z * panel.scatter), y: BELL.map((f) => f / panel.scatter) };
+    const xs = ends([-3 * panel.scatter, 3 * panel.scatter, ...both.flatMap((s) => [s.mean, ...s.bins.flatMap((x) => [x - s.width, x + s.width])])]);
+    const ys = ends([...both.flatMap((s) => [...s.heights, ...s.y]), ...source.y]);
     for (const id of ["before", "after"]) {
-      const side = panel[id], source = colour("c0"), stream = colour("c1"), layout = base(270, 16);
-      const pad = 0.06 * (xs[1] - xs[0]);
+      const side = sides[id], stream = colour("c1"), layout = base(270, 16);
+      const pad = 0.02 * (xs[1] - xs[0]);
       Object.assign(layout, {
-        xaxis: axis({ range: [xs[0] - pad, xs[1] + pad], ticks: "outside", showgrid: false, title: { text: "instance means, sd of the statistics", standoff: 4 } }),
+        xaxis: axis({ range: [xs[0] - pad, xs[1] + pad], ticks: "outside", showgrid: false, title: { text: "instance means, in standard deviations", standoff: 4 } }),
         yaxis: axis({ range: [0, 1.08 * ys[1]], showticklabels: false }), bargap: 0, showlegend: true,
         legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12, color: colour("fg") } },
       });
       layout.margin.t = 34;
       draw(id, [
-        { type: "bar", x: side.bars[0], y: side.bars[1], width: side.bars[2], name: "stream", marker: { color: stream, opacity: 0.32, line: { width: 0 } }, hoverinfo: "skip" },
-        { type: "scatter", mode: "lines", x: side.test[0], y: side.test[1], name: "its law", line: { color: stream, width: 2.2 }, hoverinfo: "skip" },
-        { type: "scatter", mode: "lines", x: panel.source[0], y: panel.source[1], name: "source", line: { color: source, width: 2.2, dash: "dash" }, hoverinfo: "skip" },
+        { type: "bar", x: side.bins, y: side.heights, width: side.width, name: "stream", marker: { color: stream, opacity: 0.32, line: { width: 0 } }, hoverinfo: "skip" },
+        { type: "scatter", mode: "lines", x: side.x, y: side.y, name: "its Edgeworth density", line: { color: stream, width: 2.2 }, hoverinfo: "skip" },
+        { type: "scatter", mode: "lines", x: source.x, y: source.y, name: "source", line: { color: colour("c0"), width: 2.2, dash: "dash" }, hoverinfo: "skip" },
       ], layout);
     }
-    const gone = Math.abs(panel.before.mean), left = Math.abs(panel.after.mean);
+    const gone = Math.abs(sides.before.mean), left = Math.abs(sides.after.mean);
     note.textContent = `Channel ${panel.index}: the stream’s mean lies ${gone.toFixed(2)} sd off the source’s before, ${left.toFixed(2)} sd after. ` +
       `Bars: the last ${panel.count} instances; their law: Edgeworth density with their skewness and kurtosis. ` +
       (panel.known ? "Source: normal, with the profile’s scatter." : "Source: its scatter is not known without a profile; drawn with the stream’s own.");
   }
   function trace() {
-    const h = state.data.history, { columns, middles } = grid(), l = state.layer, layout = base(300, 44);
-    layout.margin.t = 30;
+    const h = state.data.history, { columns, middles } = grid(), l = state.layer, layout = base(h.time ? 312 : 300, 44);
+    layout.margin.t = 30; if (h.time) layout.margin.b = 56;
     const line = (values, name, tint, dash, yaxis) => ({ type: "scatter", mode: columns.length === 1 ? "markers" : "lines", x: middles, y: spread(values, columns), name, yaxis, line: { color: tint, width: 2, dash }, hovertemplate: `${name} %{y:.2f}<extra></extra>` });
     Object.assign(layout, {
       xaxis: timeline({ anchor: "y2" }), showlegend: true, legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: colour("fg") } },
@@ -181,10 +204,11 @@ const figures = (() => {
     if (!parts.length) { $("answers").textContent = "The model’s output gives no class probabilities."; return; }
     const strip = h.marks.length ? 26 : 0, title = 26, inside = strip + parts.reduce((sum, p) => sum + p.height + title, 0);
     const left = h.classes ? Math.max(48, nameWidth(h.classNames, "answers").left + 4) : 48;
-    const layout = base(inside + 52, left), m = marks("answers", 1 - strip / inside, "y9");
+    const layout = base(inside + (h.time ? 64 : 52), left), m = marks("answers", 1 - strip / inside, "y9");
+    if (h.time) layout.margin.b = 56;
     Object.assign(layout, { annotations: [], xaxis: timeline({ anchor: `y${parts.length > 1 ? parts.length : ""}` }), yaxis9: axis({ domain: [1 - strip / inside, 1], range: [0, 1], visible: false }), shapes: m.shapes });
     let from = strip;
-    const traces = parts.map((part, i) => {
+    const traces = parts.flatMap((part, i) => {
       const top = 1 - (from + title) / inside, key = i ? i + 1 : "", low = Math.max(0, top - part.height / inside);
       from += title + part.height;
       layout.annotations.push({ xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "bottom", text: part.title, showarrow: false, font: { color: colour("fg"), size: 12.5 } });
@@ -195,7 +219,11 @@ const figures = (() => {
         return { type: "heatmap", x: edges, y: h.classNames.map((_, k) => k), z, yaxis: `y${key}`, zmin: 0, zmax: Math.max(0.2, ends(z.flat())[1]), colorscale: scale(), showscale: false, ygap: 1, hoverongaps: false, hovertemplate: "class %{y}: %{z:.1%}<extra></extra>" };
       }
       layout[`yaxis${key}`] = axis({ ...bottom, nticks: 4, tickformat: part.format === ".1%" ? ".0%" : "" });
-      return { type: "scatter", mode: columns.length === 1 ? "markers" : "lines", x: middles, y: spread(part.values, columns), yaxis: `y${key}`, line: { color: colour(part.tint), width: 1.8 }, hovertemplate: `%{y:${part.format}}<extra></extra>` };
+      const one = { type: "scatter", mode: columns.length === 1 ? "markers" : "lines", x: middles, yaxis: `y${key}` };
+      return [
+        { ...one, y: spread(part.values, columns), line: { color: colour(part.tint), width: 1 }, opacity: 0.4, hovertemplate: `%{y:${part.format}}<extra></extra>` },
+        { ...one, y: spread(smooth(part.values, h.items), columns), line: { color: colour(part.tint), width: 2.4 }, hoverinfo: "skip" },
+      ];
     });
     draw("answers", [...traces, ...m.traces], layout);
   }

@@ -58,7 +58,6 @@ class Footage:
         self._waiting = 0  # probabilities in these rows
         self._passes = 0
         self._skipped = 0  # instances of passes that were not looked at
-        self._last = 0
         self._columns: Columns | None = None
         self._classes = 0
         self._names_of_classes: tuple[str, ...] = ()
@@ -72,9 +71,7 @@ class Footage:
     def see(self, seen: Seen, time: float) -> None:
         """One pass."""
         place, self._passes = self._passes, self._passes + 1
-        total = max((record.count for record in seen.records), default=0)
-        items = total - self._last if total >= self._last else total  # less after a reset or a roll back
-        self._last = total
+        items = max((moments.values.shape[1] for moments in seen.moments if moments is not None), default=0)
         if place % self._every:
             self._skipped += items
             return

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from normadapt.asymptotics import edgeworth, normal
+from normadapt.asymptotics import edgeworth
 from normadapt.history import Channel, History, Numbers
 from normadapt.monitor.words import findings, uses_time
 from normadapt.report import Report
 
 _COLUMNS = 512
-_POINTS = 61  # of a density
-_GAP = 6.0  # usual distances between two columns that make a gap
+_POINTS, _REACH = 61, 4.5  # of a density, and standard deviations; figures.js draws it on the same
+_GAP = 20.0  # usual distances between two columns that make a gap
 
 
 def page_data(report: Report, status: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -93,43 +93,38 @@ def _panels(channels: Sequence[Sequence[Channel]]) -> list[list[dict[str, Any]]]
     flat = [channel for site in channels for channel in site]
     if not flat:
         return [[] for _ in channels]
-    z = torch.linspace(-4.5, 4.5, _POINTS, dtype=torch.float64)
+    z = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float64)
     shape = torch.tensor([channel.cumulants[2:] for channel in flat], dtype=torch.float64).nan_to_num(0.0)
     skewness, kurtosis = shape[:, :1].clamp(-3, 3), shape[:, 1:].clamp(-2, 12)
     zero = torch.zeros_like(skewness)
     laws = edgeworth.density(z, (zero, zero + 1, skewness, kurtosis), clamp=True)
-    told = iter([_panel(channel, law, z) for channel, law in zip(flat, laws.numpy(), strict=True)])
+    told = iter([_panel(channel, law) for channel, law in zip(flat, laws.numpy(), strict=True)])
     return [[next(told) for _ in site] for site in channels]
 
 
-def _panel(channel: Channel, law: Numbers, z: torch.Tensor) -> dict[str, Any]:
+def _panel(channel: Channel, law: Numbers) -> dict[str, Any]:
+    """What both panels of a channel are drawn from; the page moves it to the units of either's statistics.
+
+    The source's law is the goal in both: what the layers behind were trained on.
+    """
     mean, sd = channel.cumulants[:2]
     scatter = sd if channel.scatter is None else channel.scatter
-    bell = normal.density(z).numpy()
     width = (channel.ends[1] - channel.ends[0]) / len(channel.counts) or 1e-9
-    heights = np.array(channel.counts) / (max(sum(channel.counts), 1) * width)
-    middles = channel.ends[0] + width * (np.arange(len(channel.counts)) + 0.5)
-    grid = z.numpy()
-
-    def seen_by(statistics: tuple[float, float]) -> dict[str, Any]:
-        centre, root = statistics
-        return {
-            "bars": [_short((middles - centre) / root), _short(heights * root), width / root],
-            "test": [_short((mean + sd * grid - centre) / root), _short(law / sd * root)],
-            "mean": float((mean - centre) / root),
-        }
-
-    # The source's law is the goal in both panels: what the layers behind were trained on.
-    ratio = max(scatter / channel.source[1], 1e-9)
     return {
         "index": channel.index,
         "known": channel.scatter is not None,
         "count": sum(channel.counts),
-        "source": [_short(grid * ratio), _short(bell / ratio)],
-        "before": seen_by(channel.source),
-        "after": seen_by(channel.in_use),
+        "low": _short(channel.ends[0]),
+        "width": _short(width),
+        "counts": list(channel.counts),
+        "mean": _short(mean),
+        "sd": _short(sd),
+        "law": [round(float(value), 3) for value in law],
+        "scatter": _short(max(scatter / channel.source[1], 1e-9)),
+        "before": [_short(value) for value in channel.source],
+        "after": [_short(value) for value in channel.in_use],
     }
 
 
-def _short(values: Any) -> list[float]:
-    return [float(f"{value:.3g}") for value in np.asarray(values).tolist()]
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -52,7 +52,7 @@ def page(
             figures(report, status),
             layer_table(report.sites),
             "" if events is None else log_table(log),
-            _FOOT,
+            _FOOT.format(policy=escape(report.policy), version=escape(__version__)),
         )
     )
     scripts = (
@@ -83,7 +83,7 @@ def asset(name: str) -> str:
 def _lead(report: Report) -> str:
     profile = "with a source profile" if report.profiled else "without a source profile"
     count = "" if report.history is None else f"; {report.history.items.sum():,.0f} instances seen"
-    return f"{report.policy}, {profile}; stream “{report.stream}”{count}."
+    return f"Policy {report.policy.partition('(')[0]}, {profile}; stream “{report.stream}”{count}."
 
 
 def words(found: Finding, status: Mapping[str, Any] | None) -> str:
@@ -102,10 +102,8 @@ def _standing(status: Mapping[str, Any]) -> str:
     who = {"source": "the source", "adapted": "the adapted model"}.get(serving, serving)
     answers = "the source answers everything" if serving == "source" else f"{who} answers {share:.0%} of the items"
     told = f"The trial is {'paused in ' if status.get('paused') else 'at '}“{stage}”: {answers}."
-    if status.get("rollbacks"):
-        count = int(status["rollbacks"])
-        told += f" It was rolled back {'once' if count == 1 else f'{count} times'}"
-        told += f" ({status['failure']})." if status.get("failure") else "."
+    if status.get("failure"):
+        told += f" It was taken back: {status['failure']}."
     if status.get("waits_for_operator"):
         told += " It waits for an operator."
     return told
@@ -121,7 +119,9 @@ def figures(report: Report, status: Mapping[str, Any] | None) -> str:
     history = report.history
     if history is None or not len(history):
         return weights
-    answers = "the source’s answers, entropy and classes" if history.agreement is not None else "entropy and classes"
+    answers = "Thin: as it was; thick: smoothed. Darker: more of the answers."
+    if history.agreement is None:
+        answers += " Nobody compared them with the source’s: Recorder.compare, or a pilot, does."
     return f"""<h2 id="map-title">Where and when the stream is shifted</h2>
 <div class="controls"><span class="field" id="measure-name">show</span><span class="choice" role="group"
 aria-labelledby="measure-name"><button type="button" data-measure="shift" aria-pressed="true">shift</button><button
@@ -140,7 +140,7 @@ type="button" data-measure="tail" aria-pressed="false">probability by chance</bu
 <h3 id="trace-title">Its weights and shift over time</h3>
 <div class="figure" id="trace" role="img" aria-labelledby="trace-title"></div>
 <h2 id="answers-title">The answers over time</h2>
-<p class="note">Agreement with {answers}; bands are columns of the map above.</p>
+<p class="note">{answers}</p>
 <div class="figure" id="answers" role="img" aria-labelledby="answers-title"></div>
 {weights}"""
 
@@ -188,6 +188,6 @@ def kind_class(kind: str) -> str:
     return "bad" if kind in ("trip", "rollback", "rolled back") else "move" if kind == "transition" else "plain"
 
 
-_FOOT = f"""<p class="note foot">Shift: how far a layer’s statistics have left the source’s, location and scale
+_FOOT = """<p class="note foot">Shift: how far a layer’s statistics have left the source’s, location and scale
 together, in standard deviations (sd) of its output: root mean square over channels, sampling noise subtracted.
-Probability by chance: of at least that shift if there were none. normadapt {escape(__version__)}.</p>"""
+Probability by chance: of at least that shift if there were none. Policy: {policy}. normadapt {version}.</p>"""

@@ -74,7 +74,9 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
         until = _moment(history, min(last + 1, len(history) - 1), time)
         headline = f"The stream is not shifted now; it was until {until}."
         worst = int(np.nanargmax(np.nanmax(np.nan_to_num(history.shift), 1)))
-        sentences.append(f"The largest shift was in {history.sites[worst]}: {np.nanmax(history.shift[worst]):.2f} sd.")
+        sentences.append(
+            f"The largest shift was in layer {history.sites[worst]}: {np.nanmax(history.shift[worst]):.2f} sd."
+        )
     else:
         headline = "The stream is not shifted from the source."
         largest = float(np.nan_to_num(history.shift).max(initial=0.0))
@@ -83,6 +85,9 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
         )
     sentences.append(_weights(history))
     sentences.extend(_answers(history))
+    backs = sum(mark.kind == "rollback" for mark in history.marks)
+    if backs:
+        sentences.append(f"The trial was rolled back {'once' if backs == 1 else f'{backs} times'} in this history.")
     return Finding(headline, tuple(s for s in sentences if s), began is not None, tuple(now.tolist()), began)
 
 
@@ -101,7 +106,7 @@ def _without_history(report: Report) -> Finding:
         headline = f"The stream is {_size(first.shift)} shifted from the source."
     else:
         headline = "The stream is not shifted from the source."
-    where = f"Largest in {first.name}: {first.shift:.2f} sd; {len(shifted)} of {len(order)} layers are shifted."
+    where = f"Largest in layer {first.name}: {first.shift:.2f} sd; {len(shifted)} of {len(order)} layers are shifted."
     return Finding(headline, (where, _HOW), bool(shifted), tuple(shifted), None)
 
 
@@ -147,15 +152,18 @@ def _moment(history: History, column: int, time: bool) -> str:
 def _since(history: History, column: int, time: bool) -> str:
     if column == 0:
         return "from the first batch on"
-    return f"since {_moment(history, column, time)}"
+    soon = ", almost from the start" if column <= 0.03 * len(history) else ""
+    return f"since {_moment(history, column, time)}{soon}"
 
 
 def _where(history: History, now: Any) -> str:
     worst, count = int(now[0]), len(history.sites)
-    size = f"{history.sites[worst]} is shifted most, by {history.shift[worst, -1]:.2f} sd of its output"
+    size = f"layer {history.sites[worst]} is shifted most, by {history.shift[worst, -1]:.2f} sd of its output"
     if len(now) == count:
-        return f"All {count} layers are; {size}." if count > 1 else f"The layer {size}."
-    return f"{len(now)} of {count} layers {'is' if len(now) == 1 else 'are'}; {size}."
+        if count == 1:
+            return f"{size[:1].upper()}{size[1:]}."
+        return f"{'Both' if count == 2 else f'All {count}'} layers are shifted; {size}."
+    return f"{len(now)} of {count} layers {'is' if len(now) == 1 else 'are'} shifted; {size}."
 
 
 def _weights(history: History) -> str:
