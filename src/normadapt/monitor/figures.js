@@ -79,7 +79,8 @@ const figures = (() => {
         textfont: { color: shown.map(tint), size: 12 }, cliponaxis: false, hovertext: shown.map((m) => `${html(m.text)}<br>${when(m.at)}`), hoverinfo: "text",
         marker: { symbol: shown.map((m) => (m.kind === "rollback" ? "triangle-left" : "triangle-down")), size: 9, color: shown.map(tint) },
       }],
-      shapes: shown.map((m) => ({
+      // On a small screen many lines would hide what they mark: there only roll backs have theirs.
+      shapes: shown.filter((m) => m.kind === "rollback" || shown.length < width(id) / 40).map((m) => ({
         type: "line", x0: m.at, x1: m.at, xref: "x", yref: "paper", y0: 0, y1: top, layer: "above",
         line: { color: tint(m), width: m.kind === "rollback" ? 1.5 : 1, dash: m.kind === "rollback" ? "solid" : "dot" },
       })),
@@ -87,7 +88,7 @@ const figures = (() => {
   }
 
   // -- layers and time ----------------------------------------------------------------------------------------------
-  const rowHeight = (count) => (count <= 4 ? 44 : count <= 12 ? 28 : count <= 30 ? 19 : 13);
+  const rowHeight = (count) => (count <= 4 ? 44 : count <= 12 ? 28 : count <= 30 ? 19 : state.printing ? 8.5 : 13);
   const nameWidth = (names, id) => { const most = narrow(id) ? 14 : 30; return { most, left: Math.min(most, Math.max(...names.map((n) => n.length))) * (names.length > 30 ? 6.2 : 7.2) + 16 }; };
   function names(list, id) {
     const { most, left } = nameWidth(list, id);
@@ -211,7 +212,7 @@ const figures = (() => {
     const traces = parts.flatMap((part, i) => {
       const top = 1 - (from + title) / inside, key = i ? i + 1 : "", low = Math.max(0, top - part.height / inside);
       from += title + part.height;
-      layout.annotations.push({ xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "bottom", text: part.title, showarrow: false, font: { color: colour("fg"), size: 12.5 } });
+      layout.annotations.push({ xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "bottom", text: part.title, showarrow: false, font: { color: colour("fg"), size: 12.5 }, bgcolor: colour("bg"), borderpad: 1 });
       const bottom = { domain: [low, top] };
       if (part.heat) {
         layout[`yaxis${key}`] = axis({ ...bottom, tickvals: h.classNames.map((_, k) => k), ticktext: h.classNames.map(html), range: [h.classNames.length - 0.5, -0.5], showgrid: false });
@@ -279,7 +280,7 @@ const figures = (() => {
   let waiting = 0, last = 0;
   addEventListener("resize", () => { if (innerWidth === last) return; last = innerWidth; clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
   matchMedia("(prefers-color-scheme:dark)").addEventListener("change", redraw);
-  const print = (on) => { if (state.printing !== on) { state.printing = on; redraw(); } };
+  const print = (on) => { if (state.printing !== on) { state.printing = on; for (const part of document.querySelectorAll("details")) part.open = on; redraw(); } };
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
   return { show, choose, state };

@@ -20,7 +20,6 @@ from normadapt.sites import Site
 _BATCH = 32  # passes that wait until their numbers are put together
 _WAITING = 2**20  # probabilities that may wait with them
 _ITEMS = 256  # recent instances kept, for the distributions
-_SAMPLE = 4  # of so many passes one, once there are enough
 _CLASSES = 1000  # beyond, no histogram of classes is kept
 _SHOWN_CLASSES = 12
 _CHANNELS = 6
@@ -84,8 +83,7 @@ class Footage:
         self._agreements.append(float("nan"))
         self._skipped = 0
         self._in_use = [record.buffers for record in seen.records]
-        if self._held < _ITEMS or place % _SAMPLE == 0:
-            self._hold(seen)
+        self._hold(seen)
 
     def _hold(self, seen: Seen) -> None:
         means = [None if moments is None else moments.mean[:_ITEMS].float() for moments in seen.moments]
