@@ -83,7 +83,7 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
         sentences.append(
             f"No layer has left the source's statistics by more than chance and {_FELT:g} sd ({largest:.2f} at most)."
         )
-    sentences.append(_weights(history))
+    sentences.append(_weights(report, history))
     sentences.extend(_answers(history))
     backs = sum(mark.kind == "rollback" for mark in history.marks)
     if backs:
@@ -166,8 +166,11 @@ def _where(history: History, now: Any) -> str:
     return f"{len(now)} of {count} layers {'is' if len(now) == 1 else 'are'} shifted; {size}."
 
 
-def _weights(history: History) -> str:
-    weights = np.concatenate((history.mean_weight[:, -1], history.variance_weight[:, -1]))
+def _weights(report: Report, history: History) -> str:
+    told = [weight for site in report.sites for weight in (site.mean_weight, site.variance_weight)]
+    weights = np.array([float("nan") if weight is None else weight for weight in told])
+    if not np.isfinite(weights).any():  # else what the layers use now, which a roll back may have changed since
+        weights = np.concatenate((history.mean_weight[:, -1], history.variance_weight[:, -1]))
     if not np.isfinite(weights).any():
         return ""
     average = float(np.nanmean(weights))
