@@ -95,7 +95,7 @@ class MLflowLogger:
 
 
 class MetricsLog:
-    """Gives a logger what the metrics say, every few seconds in a thread of its own while there is traffic.
+    """Gives a logger what the metrics say, every few seconds in a thread of its own while something happens.
 
     Begins at once; `close`, leaving it as a context, or the end of the process gives the last numbers and ends it.
 
@@ -129,7 +129,7 @@ class MetricsLog:
         self.top = top
         self.error: Exception | None = None
         self._failures = 0
-        self._step = 0
+        self._happened: object = None
         self._took = [0.0, 0]
         self._closed = False
         self._meter = Meter(watched, self._passed)
@@ -145,14 +145,16 @@ class MetricsLog:
         self._took = [self._took[0] + seconds, self._took[1] + 1]
 
     def log(self) -> None:
-        """Give the logger what there is to tell now, if there was any pass since."""
+        """Give the logger what there is to tell now, if there was a pass or a move of the pilot since."""
         try:
             with self._meter.turn:
                 told = self._meter.read()
                 (took, passes), self._took = self._took, [0.0, 0]
-                if told.updates == self._step:
+                stage = None if told.status is None else told.status["stage"]
+                happened = (told.updates, stage, sum(told.rollbacks.values()))
+                if happened == self._happened or not told.updates:
                     return
-                self._step = told.updates
+                self._happened = happened
                 values = flat(told, self._meter.layers, self.top)
                 if passes:
                     values["seconds_of_a_pass"] = took / passes
