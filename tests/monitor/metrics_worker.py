@@ -25,10 +25,15 @@ def passes(adapted: na.AdaptedModel, count: int, shift: float) -> None:
             adapted((torch.randn(8, 1, 8, 8) + shift) * (1 + place % 5))
 
 
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def talk() -> None:
     adapted = make()
     exporter = PrometheusExporter(adapted, top=1, seconds=3600, model="m")
-    print("ready", os.getpid(), flush=True)
+    say(f"ready {os.getpid()}")
     for line in sys.stdin:
         word, *numbers = line.split()
         if word == "passes":
@@ -36,11 +41,11 @@ def talk() -> None:
             for _ in range(count):  # a refresh after each: other layers come to lead
                 passes(adapted, 1, shift)
                 exporter.refresh()
-            print("done", adapted.report().to_dict()["sites"][0]["shift"], flush=True)
+            say(f"done {adapted.report().sites[0].shift}")
         elif word == "read":
             from prometheus_client import generate_latest
 
-            print(generate_latest(exporter.readable()).decode() + "end", flush=True)
+            say(generate_latest(exporter.readable()).decode() + "end")
         elif word == "end":
             return
 

@@ -144,9 +144,9 @@ def test_every_query_of_the_dashboard_can_be_parsed(tmp_path: Path) -> None:
 def test_what_the_exporter_gives_is_sound_to_promtool() -> None:
     prometheus = pytest.importorskip("prometheus_client", reason="METRICS NOT TESTED: pip install prometheus-client")
     import torch
-    from pilot.stories import Story
 
     from normadapt.monitor.metrics import PrometheusExporter
+    from pilot.stories import Story
 
     registry = prometheus.CollectorRegistry()
     told = Story()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from pilot.stories import Story
 from torch import nn
 
 import normadapt as na
 from normadapt.errors import ExtraMissingError
 from normadapt.monitor.loggers import MetricsLog, MLflowLogger, TensorBoardLogger
+from pilot.stories import Story
 
 
 class Kept:

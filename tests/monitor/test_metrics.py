@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from pilot.stories import Story
 from torch import Tensor, nn
 
 import normadapt as na
@@ -20,6 +19,7 @@ from normadapt.errors import ExtraMissingError
 from normadapt.monitor.meter import _STREAMS, Meter
 from normadapt.monitor.metrics import METRICS, PrometheusExporter
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
+from pilot.stories import Story
 
 prometheus = pytest.importorskip("prometheus_client", reason="METRICS NOT TESTED: pip install prometheus-client")
 
