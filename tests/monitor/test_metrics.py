@@ -202,6 +202,17 @@ def test_without_prometheus_client_one_line_says_what_to_install(monkeypatch: py
         PrometheusExporter(na.adapt(model()))
 
 
+def test_a_folder_for_several_processes_that_comes_too_late_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no folder"):
+        exporter_of(na.adapt(model()))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="before Python starts"):
+        exporter_of(na.adapt(model()))
+
+
 def test_it_refreshes_by_itself_and_ends_with_the_model() -> None:
     adapted = na.adapt(model())
     exporter = exporter_of(adapted, seconds=0.02)

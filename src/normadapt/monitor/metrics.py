@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ class PrometheusExporter:
 
     Raises:
         ExtraMissingError: If prometheus-client is not installed.
-        TypeError, ValueError: If an argument is not what it should be, or `model` is taken in this registry.
+        TypeError, ValueError: If an argument is not what it should be, `model` is taken in this registry, or
+            `PROMETHEUS_MULTIPROC_DIR` is no folder or was set too late.
 
     Example:
         >>> import torch
@@ -126,7 +128,7 @@ class PrometheusExporter:
             raise ValueError(f"model must be a string; got {model!r}")
         self.registry = client.REGISTRY if registry is None else registry
         self.top = top
-        self._several = _several_processes()
+        self._several = _several_processes(client)
         self._layers: list[str] = []
         self._counted: dict[tuple[str, ...], float] = {}
         self._closed = False
@@ -328,8 +330,21 @@ def _client() -> ModuleType:
     return prometheus_client
 
 
-def _several_processes() -> bool:
-    return bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+def _several_processes(client: ModuleType) -> bool:
+    """Whether metrics of several processes are put together; refuses what would silently give wrong ones."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not folder:
+        return False
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"PROMETHEUS_MULTIPROC_DIR is {folder!r}, which is no folder -> make it, empty, before the start"
+        )
+    if getattr(client.values.ValueClass, "_multiprocess", True) is False:
+        raise ValueError(
+            "PROMETHEUS_MULTIPROC_DIR was set after prometheus_client was imported, which keeps this process's metrics "
+            "to itself -> set it before Python starts"
+        )
+    return True
 
 
 def _leave(exporter: weakref.ref[PrometheusExporter]) -> None:
