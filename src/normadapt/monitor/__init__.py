@@ -1,0 +1,6 @@
+"""Seeing it: histories of what adapting did, the offline report, metrics and the live page."""
+
+from normadapt.history import Channel, History, Mark
+from normadapt.monitor.recorder import HISTORY, Recorder
+
+__all__ = ["HISTORY", "Channel", "History", "Mark", "Recorder"]

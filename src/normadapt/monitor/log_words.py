@@ -1,0 +1,62 @@
+"""Events of the audit log in words, for the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_QUIET = frozenset({"digest", "fingerprint", "file", "bytes", "log_value", "threshold"})
+
+
+class Happening(NamedTuple):
+    """An event: when, what, and the particulars."""
+
+    time: float
+    kind: str
+    facts: Mapping[str, Any]
+
+
+def happening(event: Any) -> Happening:
+    """An event of a store or a pilot, or the same as a plain dict."""
+    if isinstance(event, Mapping):
+        return Happening(float(event["time"]), str(event["kind"]), dict(event.get("facts") or {}))
+    return Happening(float(event.time), str(event.kind), event.facts)
+
+
+def in_words(event: Happening) -> str:
+    """The particulars, short."""
+    facts = event.facts
+    match event.kind:
+        case "transition":
+            return _moved(facts)
+        case "trip":
+            return f"{facts.get('guard')}: {facts.get('reason')}"
+        case "rollback":
+            by = f" by {facts['by']}" if facts.get("by") else ""
+            reason = f": {facts['reason']}" if facts.get("reason") else ""
+            return f"head from snapshot {facts.get('from')} to {facts.get('to')}{by}{reason}"
+        case "commit":
+            return f"snapshot {facts.get('number')}: {facts.get('note')}"
+        case "command":
+            more = ", ".join(f"{key} {_short(value)}" for key, value in (facts.get("facts") or {}).items())
+            return f"{facts.get('command')}{', ' if more else ''}{more}"
+    told = ", ".join(f"{key} {_short(value)}" for key, value in facts.items() if key not in _QUIET)
+    return told or "–"
+
+
+def _moved(facts: Mapping[str, Any]) -> str:
+    before, after = (str(facts.get(key, "?")).replace("_", " ") for key in ("from", "to"))
+    share = facts.get("share")
+    told = f"{before} to {after}" if before != after else f"{after}, {facts.get('cause')}"
+    if isinstance(share, (int, float)) and share:
+        told += f", {share:.0%} to {facts.get('serving')}"
+    by = f", by {facts['by']}" if facts.get("by") else ""
+    return told + by + (f": {facts['reason']}" if facts.get("reason") else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_short, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
