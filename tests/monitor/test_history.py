@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,7 +191,7 @@ def test_no_more_columns_than_asked_for_and_small_json() -> None:
     assert recorder.failures == 0
 
 
-def test_a_pilots_history_outlives_the_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_pilots_history_outlives_the_process(tmp_path: Path) -> None:
     plan = Plan(guards=(Disagreement(), NonFinite()))
     with Pilot(model(), store=tmp_path, plan=plan) as pilot:
         Recorder(pilot)
@@ -220,3 +222,39 @@ def test_recorders_refuse_what_they_cannot_use() -> None:
         Recorder(na.adapt(model()), every=0)
     with pytest.raises(ValueError, match="columns"):
         Recorder(na.adapt(model()), columns=9)
+
+
+def test_saving_waits_for_nobody(tmp_path: Path) -> None:
+    """A pass of the model itself, which saves, while another thread is within the pilot: neither waits for ever."""
+    plan = Plan(guards=(NonFinite(), Disagreement()))
+    within, go_on = threading.Event(), threading.Event()
+
+    def hold(stream: str, compared: object) -> None:
+        within.set()
+        go_on.wait(20)
+
+    with Pilot(model(), store=tmp_path / "store", plan=plan) as pilot:
+        recorder = Recorder(pilot)
+        pilot.observe(hold)
+        asking = threading.Thread(target=lambda: pilot(batch(), ids=range(8)), daemon=True)
+        asking.start()
+        assert within.wait(20)
+
+        def save() -> None:
+            recorder._next_save = 0.0
+            pilot.adapted(batch())
+
+        direct = threading.Thread(target=save, daemon=True)
+        direct.start()
+        direct.join(10)
+        waited = direct.is_alive()
+        go_on.set()
+        asking.join(20)
+        direct.join(20)
+        assert not waited
+        assert recorder.failures == 0
+        pilot(batch(), ids=range(8))
+    with Store(tmp_path / "store", create=False) as store:
+        kept = store.read_state(HISTORY)
+    assert kept is not None
+    assert kept["streams"]

@@ -97,6 +97,7 @@ class Keeper:
         self.now = 0.0
         self.trouble: str | None = None
         self._pending = _Pending()
+        self._offered: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._delay = 0.0
         self._next_try = self._next_poll = -float("inf")
         self._generation = -1
@@ -217,12 +218,19 @@ class Keeper:
         if self._store is not None:
             self._pending.states[name] = dict(state)
 
+    def offer(self, name: str, state: Mapping[str, Any]) -> None:
+        """As `save`, for those who do not hold the pilot's lock and must not wait for it: taken over at the next flush."""
+        if self._store is not None:
+            self._offered.append((name, state))
+
     def read(self, name: str) -> dict[str, Any] | None:
         """A document; None if there is none."""
         return None if self._store is None else self._store.read_state(name)
 
     def flush(self) -> None:
         """Write all that waits, in one transaction; on trouble it goes on waiting."""
+        while self._offered:
+            self.save(*self._offered.popleft())
         if self._store is None or not self._pending or not self._may_try():
             return
         try:

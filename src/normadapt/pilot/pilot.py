@@ -143,9 +143,11 @@ class Pilot(nn.Module):
             return status(self._trial, self._keeper)
 
     def keep(self, name: str, document: Mapping[str, Any]) -> None:
-        """Have a document of plain JSON values written to the store with what the pilot writes next."""
-        with self._lock:
-            self._keeper.save(name, document)
+        """Have a document of plain JSON values written to the store with what the pilot writes next.
+
+        It waits for nobody: an observer may call it within a pass of `pilot.adapted` while another thread answers.
+        """
+        self._keeper.offer(name, document)
 
     def now(self) -> float:
         """What the pilot's clock said at the last request, in seconds."""
