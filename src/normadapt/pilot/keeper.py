@@ -219,7 +219,7 @@ class Keeper:
             self._pending.states[name] = dict(state)
 
     def offer(self, name: str, state: Mapping[str, Any]) -> None:
-        """As `save`, for those who do not hold the pilot's lock and must not wait for it: taken over at the next flush."""
+        """As `save`, for those who do not hold the pilot's lock and must not wait for it; for the next flush."""
         if self._store is not None:
             self._offered.append((name, state))
 
