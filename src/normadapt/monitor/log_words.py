@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-_QUIET = frozenset({"digest", "fingerprint", "file", "bytes", "log_value", "threshold"})
+import numpy as np
+
+from normadapt.pilot.keeper import AT
+
+_QUIET = frozenset({"digest", "fingerprint", "file", "bytes", "log_value", "threshold", AT})
 
 
 class Happening(NamedTuple):
@@ -21,6 +26,24 @@ def happening(event: Any) -> Happening:
     if isinstance(event, Mapping):
         return Happening(float(event["time"]), str(event["kind"]), dict(event.get("facts") or {}))
     return Happening(float(event.time), str(event.kind), event.facts)
+
+
+def happenings(events: Iterable[Any]) -> list[Happening]:
+    """Events, oldest first, with the times of one clock: the pilot's, as in the figures.
+
+    An event that waited for the store, or of a pilot whose clock is another, says itself when it was. What the store
+    wrote of its own accord (a commit, a command) is as far off as its neighbours that do, in between.
+    """
+    told = [happening(event) for event in events]
+    known = [event.facts.get(AT) for event in told]
+    places = [i for i, at in enumerate(known) if isinstance(at, (int, float)) and math.isfinite(at)]
+    if not places:
+        return told
+    logged = np.array([event.time for event in told])
+    both = np.array([known[place] for place in places], dtype=float)
+    moved = logged + np.interp(np.arange(len(told)), places, both - logged[places])
+    moved[places] = both
+    return [event._replace(time=float(time)) for event, time in zip(told, moved, strict=True)]
 
 
 def in_words(event: Happening) -> str:

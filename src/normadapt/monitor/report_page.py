@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from normadapt.errors import ExtraMissingError
-from normadapt.monitor.log_words import Happening, happening, in_words
+from normadapt.monitor.log_words import Happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import Finding, findings, moment
 from normadapt.page_style import document
@@ -43,7 +43,7 @@ def page(
     library = plotly_script()
     # `<` cannot end the script element early when it is written as an escape.
     data = json.dumps(page_data(report, status), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    log = [happening(event) for event in events or ()]
+    log = happenings(events or ())
     name = title or f"{report.model_name}: what adapting did"
     main = "\n".join(
         (
@@ -163,18 +163,25 @@ def layer_table(sites: Sequence[SiteReport]) -> str:
     )
 
 
-def log_table(log: Sequence[Happening]) -> str:
-    """The audit log, the newest first, as HTML."""
-    shown = list(reversed(log))[:_LOG_ROWS]
+def log_table(log: Sequence[Happening], total: int | None = None, most: int = _LOG_ROWS) -> str:
+    """The audit log, the newest first, as HTML.
+
+    Args:
+        log: Events, oldest first; the newest of them are enough.
+        total: How many there are in all, if `log` is not all of them.
+        most: Rows to show.
+    """
+    shown = list(reversed(log))[:most]
+    total = len(log) if total is None else total
     rows = "\n".join(
         f'<tr class="{escape(kind_class(event.kind))}"><td>{escape(moment(event.time))}</td>'
         f"<td>{escape(event.kind)}</td><td>{escape(in_words(event))}</td></tr>"
         for event in shown
     )
     count = (
-        f"{len(log):,} events, the newest first"
-        if len(shown) == len(log)
-        else (f"the newest {len(shown):,} of {len(log):,} events; all of them: normadapt history")
+        f"{total:,} event{'s' * (total != 1)}, the newest first"
+        if len(shown) == total
+        else (f"the newest {len(shown):,} of {total:,} events; all of them: normadapt history")
     )
     return (
         f'<h2 id="log">Audit log</h2>\n<p class="note">{count}.</p>\n<div class="scroll log" tabindex="0"><table>'
