@@ -20,6 +20,7 @@ from normadapt import baselines
 from normadapt.adapt import adapt
 from normadapt.answers import answer_stream
 from normadapt.bench_command import bench
+from normadapt.dashboard_command import register as register_dashboard
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.monitor import Recorder
@@ -105,6 +106,7 @@ def main(
 app.add_typer(bench, name="bench")
 register(app)
 register_monitor(app)
+register_dashboard(app)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from normadapt.history import Channel, History, Mark
 from normadapt.monitor.loggers import MetricsLog, MLflowLogger, TensorBoardLogger
 from normadapt.monitor.metrics import PrometheusExporter
 from normadapt.monitor.recorder import HISTORY, Recorder
+from normadapt.monitor.serving import app
 
 __all__ = [
     "HISTORY",
@@ -15,4 +16,5 @@ __all__ = [
     "PrometheusExporter",
     "Recorder",
     "TensorBoardLogger",
+    "app",
 ]

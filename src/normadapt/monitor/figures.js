@@ -2,7 +2,7 @@
 // Draws the figures of the report and of the live page from one JSON value; see page_data.py.
 const figures = (() => {
   const $ = (id) => document.getElementById(id);
-  const state = { data: null, measure: "shift", layer: 0, channel: 0, printing: false };
+  const state = { data: null, measure: "shift", layer: 0, channel: 0, printing: false, heard: null };
   const narrow = (id) => width(id) < 560;
   const width = (id) => (state.printing ? (id === "before" || id === "after" ? 330 : 680) : $(id).clientWidth);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -256,14 +256,15 @@ const figures = (() => {
     if (first) state.layer = data.first;
     if (data.history) {
       state.layer = Math.min(state.layer, data.history.names.length - 1);
-      if (first || $("layer").options.length !== data.history.names.length) {
+      if ($("layer").options.length !== data.history.names.length) {
         $("layer").replaceChildren(...data.history.names.map((name, i) => new Option(name, i)));
       }
       $("layer").value = String(state.layer);
       state.channel = Math.min(state.channel, Math.max(0, (data.history.channels[state.layer] || []).length - 1));
     }
     redraw();
-    if (first && data.history) listen();
+    // The live page may put other elements in the place of these.
+    if (data.history && state.heard !== $("layer")) { state.heard = $("layer"); listen(); }
   }
   function listen() {
     $("map").on("plotly_click", onMapClick);

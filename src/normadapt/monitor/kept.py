@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from normadapt.errors import SpecError, StoreError
+from normadapt.errors import NormadaptError, SpecError, StoreError
 from normadapt.history import History
 from normadapt.monitor.recorder import HISTORY
 from normadapt.pilot.status import STATUS
@@ -62,7 +62,9 @@ def read_store(store: Store, stream: str | None = None, *, events: int | None = 
             known = ", ".join(map(repr, names)) or "none"
             raise SpecError(f"--stream: no history of {stream!r} was kept; there are {known}")
         history = History.from_dict(document["streams"][name])
-    except (KeyError, TypeError) as error:
+    except NormadaptError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"the history in {store.path} cannot be read: {error!r}") from error
     report = report.with_history(history) if name == report.stream else of_stream(report, history)
     return Kept(report, status, log, names)

@@ -47,7 +47,7 @@ def page(
     name = title or f"{report.model_name}: what adapting did"
     main = "\n".join(
         (
-            f'<h1>{escape(name)}</h1>\n<p class="lead">{escape(lead or _lead(report))}</p>',
+            f'<h1>{escape(name)}</h1>\n<p class="lead">{escape(lead or lead_of(report))}</p>',
             words(findings(report, status), status),
             figures(report, status),
             layer_table(report.sites),
@@ -80,7 +80,8 @@ def asset(name: str) -> str:
     return files("normadapt.monitor").joinpath(name).read_text(encoding="utf-8")
 
 
-def _lead(report: Report) -> str:
+def lead_of(report: Report) -> str:
+    """Policy, profile, stream and length, in a sentence."""
     profile = "with a source profile" if report.profiled else "without a source profile"
     count = "" if report.history is None else f"; {report.history.items.sum():,.0f} instances seen"
     return f"Policy {report.policy.partition('(')[0]}, {profile}; stream “{report.stream}”{count}."

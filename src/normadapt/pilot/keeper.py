@@ -260,7 +260,7 @@ class Keeper:
 
     @staticmethod
     def _when(event: Occurrence) -> dict[str, float]:
-        """When it happened, where the log's own time would not say it: it had to wait, or the pilot's clock is another."""
+        """When it happened, where the log's own time would not say it: it waited, or the pilot's clock is another."""
         return {AT: event.time} if not abs(event.time - time.time()) <= _LATE else {}
 
     def _written(self) -> None:
