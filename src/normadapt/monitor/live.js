@@ -37,7 +37,9 @@
         if (answer.status === 401) { location.reload(); return; }
         const told = await answer.json();
         if (stream !== page.stream) { page.wanted = true; continue; }
-        if (answer.ok) show(told); else problem(told.error);
+        if (answer.ok) show(told);
+        else if (answer.status === 404 && stream) follow(""); // a stream that is no more
+        else problem(told.error);
       } catch (error) {
         link("lost"); // the stream of events will say when there is something again
       }
@@ -72,7 +74,7 @@
     if (!("fixed" in $("title").dataset)) { text("title", view.title); document.title = `${view.title} – normadapt`; }
     text("lead", view.lead);
     problem(view.note);
-    streams(view.streams);
+    streams(view.streams, view.stream);
     $("trial-part").hidden = !view.trial;
     put("trial", view.trial);
     text("saved", view.saved);
@@ -87,22 +89,25 @@
     document.body.dataset.version = view.version;
     document.body.dataset.shown = performance.timeOrigin + performance.now();
   }
-  function streams(names) {
-    const select = $("stream"), told = names.join("\n");
+  // The page stays with the stream that it showed first, until somebody chooses another.
+  function streams(names, shown) {
+    const select = $("stream"), sorted = [...names].sort(), told = sorted.join("\n");
     if (select.told !== told) {
       select.told = told;
-      const all = page.stream && !names.includes(page.stream) ? [...names, page.stream] : names;
-      select.replaceChildren(new Option("the one seen last", ""), ...all.map((name) => new Option(name, name)));
-      select.value = page.stream;
+      select.replaceChildren(...(sorted.length ? sorted.map((name) => new Option(name, name)) : [new Option("none yet", "")]));
+      select.disabled = sorted.length < 2;
     }
+    if (!page.stream && names.includes(shown)) { page.stream = shown; listen(); }
+    if (select.value !== page.stream) select.value = page.stream;
   }
-  $("stream").addEventListener("change", (event) => {
-    page.stream = event.target.value;
+  function follow(stream) {
+    page.stream = stream;
     const here = new URL(location.href);
-    if (page.stream) here.searchParams.set("stream", page.stream); else here.searchParams.delete("stream");
+    if (stream) here.searchParams.set("stream", stream); else here.searchParams.delete("stream");
     history.replaceState(null, "", here);
     listen();
-  });
+  }
+  $("stream").addEventListener("change", (event) => follow(event.target.value));
 
   // -- what can be done ---------------------------------------------------------------------------------------------
   function buttons(actions) {
@@ -123,7 +128,7 @@
     text("ask-title", title);
     text("ask-text", words);
     text("confirm", title);
-    $("confirm").className = action === "rollback" ? "danger" : "sure-not";
+    $("confirm").className = action === "rollback" ? "danger" : "";
     $("ask-problem").hidden = true;
     const back = action === "rollback";
     $("to-field").hidden = $("reason-field").hidden = !back;

@@ -43,6 +43,7 @@ def build(
     hub = Hub(subject_of(watched), {"csrf": access.csrf})
     made = FastAPI(title="normadapt", docs_url=None, redoc_url=None, openapi_url=None)
     made.state.hub = hub
+    made.state.access = access
     made.add_middleware(_Door, access=access)
     made.add_middleware(Headers)
     made.add_exception_handler(HTTPException, _refused)

@@ -93,7 +93,7 @@ _MAIN = """<main>
 <div><h1 id="title"{fixed}>{title}</h1><p class="lead" id="lead">Nothing was seen yet.</p></div>
 <div class="side">
 <p class="link" id="link" role="status" data-state="waiting">connecting</p>
-<label>stream <select id="stream"><option value="">the one seen last</option></select></label>
+<label>stream <select id="stream"><option value="">none yet</option></select></label>
 </div>
 </header>
 <p class="problem" id="note" role="alert" hidden></p>

@@ -210,9 +210,10 @@ def _guards(status: Mapping[str, Any]) -> str:
             meter = "" if learning else _meter(name, share, value, threshold)
         trips = name == tripped
         loud = ' class="bad"' if trips else ""
+        cell = f"<td>{meter}</td><td>" if meter else '<td colspan="2">'
         rows.append(
-            f'<tr{loud}><th scope="row">{escape(str(name))}</th><td>{meter}</td>'
-            f"<td>{escape(state)}{' – took it back' if trips else ''}</td></tr>"
+            f'<tr{loud}><th scope="row">{escape(str(name).replace("_", " "))}</th>'
+            f"{cell}{escape(state)}{' – took it back' if trips else ''}</td></tr>"
         )
     if not rows:
         return ""
