@@ -23,7 +23,7 @@ CLIENTS = 1000
 _LEAST = 0.1  # seconds between two looks
 _SHARE = 0.2  # of the time, at most, that goes into looking
 _BYTES = 25e6  # a second that all clients together are sent, roughly
-_POLL = 0.2  # seconds between two questions whether there is something new
+_POLL = 0.1  # seconds between two questions whether there is something new
 _BEAT = 15.0  # seconds after which a silent stream says that it is alive
 
 

@@ -73,7 +73,7 @@ def _frame(title: str, main: str, scripts: str) -> str:
 _ICON = (
     "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32' fill='none' stroke-width='3'%3E"
     "%3Cpath d='M1 27C8 27 8 6 12 6s4 21 11 21' stroke='%230b62c4'/%3E"
-    "%3Cpath d='M10 27C17 27 17 6 21 6s4 21 10 21' stroke='%23c8501e'/%3E%3C/svg%3E"
+    "%3Cpath d='M10 27C17 27 17 6 21 6s4 21 10 21' stroke='%23c04a18'/%3E%3C/svg%3E"
 )
 
 _LOGIN = """<main class="login">

@@ -159,7 +159,8 @@ def layer_table(sites: Sequence[SiteReport]) -> str:
         for site in sites
     )
     return (
-        f'<details><summary>All {len(sites)} layers as a table</summary><div class="scroll" tabindex="0"><table>'
+        f"<details><summary>All {len(sites)} layers as a table</summary>"
+        '<div class="scroll" role="region" aria-label="Layers" tabindex="0"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></details>"
     )
 
@@ -185,7 +186,8 @@ def log_table(log: Sequence[Happening], total: int | None = None, most: int = _L
         else (f"the newest {len(shown):,} of {total:,} events; all of them: normadapt history")
     )
     return (
-        f'<h2 id="log">Audit log</h2>\n<p class="note">{count}.</p>\n<div class="scroll log" tabindex="0"><table>'
+        f'<h2 id="log">Audit log</h2>\n<p class="note">{count}.</p>\n'
+        '<div class="scroll log" role="region" aria-labelledby="log" tabindex="0"><table>'
         "<thead><tr><th>time</th><th>what</th><th>particulars</th></tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
