@@ -301,9 +301,9 @@ class AdaptedModel(nn.Module):
         name = current(self).stream
         with self._lock:
             adapting = self._adapting and current(self).mode == "adapt"
-            return reporting.describe(
-                self.fingerprint.model_name, self.policy, name, adapting, self._hooks, self._stream(name).records
-            )
+            records = list(self._stream(name).records)
+        # Records are replaced, never changed: a pass need not wait while they are reduced to numbers.
+        return reporting.describe(self.fingerprint.model_name, self.policy, name, adapting, self._hooks, records)
 
     # -- torch's own protocols -----------------------------------------------------------------------------------
 

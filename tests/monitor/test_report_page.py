@@ -18,7 +18,7 @@ from normadapt.errors import ExtraMissingError, SpecError
 from normadapt.history import History, Mark
 from normadapt.monitor import Recorder, report_page
 from normadapt.monitor.kept import read_source
-from normadapt.monitor.log_words import happening, in_words
+from normadapt.monitor.log_words import happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import findings
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
@@ -150,6 +150,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 
 def test_a_report_without_a_history_and_a_rule_without_tails_still_have_a_page(tmp_path: Path) -> None:
     adapted = na.adapt(model(), policy=na.baselines.BatchStatistics())
+    adapted(batch())
     text = adapted.report().to_html(tmp_path / "a.html").read_text(encoding="utf-8")
     assert data_in(text)["history"] is None
     assert "not recorded" in text
@@ -225,3 +226,39 @@ def test_events_are_told_in_words() -> None:
     assert told("rollback", **{"from": 4, "to": 3, "by": "anna", "reason": ""}) == "head from snapshot 4 to 3 by anna"
     assert told("blind guards", guards=["a", "b"], level=math.pi) == "guards a b, level 3.142"
     assert told("created") == "–"
+
+
+def test_all_times_are_of_the_pilots_clock() -> None:
+    def told(time: float, kind: str, **facts: float) -> dict[str, Any]:
+        return {"time": time, "kind": kind, "facts": facts}
+
+    log = [told(0.0, "created"), told(10.0, "stage", at=1000.0), told(10.1, "commit"), told(20.0, "rollback")]
+    log += [told(20.01, "trip", at=5000.0), told(20.5, "command")]
+    np.testing.assert_allclose(
+        [event.time for event in happenings(log)], [990, 1000, 1000.1, 4999.99, 5000, 5000.49], atol=1e-9
+    )
+    assert [event.time for event in happenings(log[:1])] == [0.0]
+    assert "at" not in in_words(happening(log[4]))
+
+
+def test_a_drills_page_tells_the_times_of_its_figures(tmp_path: Path) -> None:
+    now = [1.0e9]
+    plan = Plan(guards=(Disagreement(), NonFinite()))
+    with Pilot(model(), store=tmp_path / "s", plan=plan, clock=lambda: now[0]) as pilot:
+        Recorder(pilot)
+        for _ in range(4):
+            pilot(batch())
+            now[0] += 3600
+        pilot(batch())
+        pilot.rollback("anna")
+    kept = read_source(tmp_path / "s")
+    text = report_page.page(kept.report, status=kept.status, events=kept.events)
+    row = next(line for line in text.splitlines() if "by anna" in line and "transition" in line)
+    assert "9 Sep 2001, 05:46:40 UTC" in row
+    marks = data_in(text)["history"]["marks"]
+    assert marks[-1]["at"] == 1000 * (1_000_000_000 + 4 * 3600)
+
+
+def test_nothing_adapted_is_no_calm_stream() -> None:
+    found = findings(na.adapt(model()).report())
+    assert (found.headline, found.shifted) == ("Nothing was adapted yet.", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,7 +117,7 @@ class Footage:
     # -- what was seen -------------------------------------------------------------------------------------------
 
     def history(self, marks: Sequence[Mark]) -> History:
-        """So far."""
+        """So far, but for the distributions: see `distributions`."""
         self.flush()
         columns = self._columns or Columns(4 * len(self._names) + 2, self._most)
         count, values = columns.count, columns.means()
@@ -142,7 +142,6 @@ class Footage:
             classes,
             names,
             tuple(mark._replace(items=_seen_at(mark.time, times, seen, items)) for mark in marks),
-            self._distributions() or self._before,
         )
 
     def _shown(self, shares: Numbers) -> tuple[Numbers, tuple[str, ...]]:
@@ -155,13 +154,19 @@ class Footage:
         names = (*(self._names_of_classes[place] for place in chosen), f"{len(rest)} others")
         return np.vstack((shares[chosen], shares[rest].sum(0))), names
 
-    def _distributions(self) -> tuple[tuple[Channel, ...], ...]:
-        found = []
-        for place, source in enumerate(self._sources):
-            kept = [means[place] for means in self._instances]
-            values = [tensor for tensor in kept if tensor is not None]
-            found.append(_channels(torch.cat(values), source, self._in_use[place]) if values else ())
-        return tuple(found) if any(found) else ()
+    def distributions(self) -> Callable[[], tuple[tuple[Channel, ...], ...]]:
+        """What gives the channels of the recent instances; it may be called later, when nobody waits for it."""
+        instances, in_use, before = list(self._instances), list(self._in_use), self._before
+
+        def reduce() -> tuple[tuple[Channel, ...], ...]:
+            found = []
+            for place, source in enumerate(self._sources):
+                kept = [means[place] for means in instances]
+                values = [tensor for tensor in kept if tensor is not None]
+                found.append(_channels(torch.cat(values), source, in_use[place]) if values else ())
+            return tuple(found) if any(found) else before
+
+        return reduce
 
     def resume(self, history: History) -> None:
         """Go on from what another process has seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from normadapt.errors import SpecError, StoreError
 from normadapt.monitor.kept import Kept, read_store
 from normadapt.monitor.recorder import Recorder
 from normadapt.pilot import Pilot
+from normadapt.report import Report
 from normadapt.store import Snapshot, Store
 
 ROWS = 200
@@ -20,6 +22,8 @@ ROWS = 200
 ACTIONS = ("pause", "resume", "promote", "rollback")
 """What can be asked for on the page."""
 
+_SLOW_SHARE = 0.1  # of the time, at most, that goes into intervals and distributions
+_REPORTS = 64  # kept for that
 _WAIT = 2.0  # seconds that a page waits for another writer of the store
 
 
@@ -93,6 +97,14 @@ class Subject(Protocol):
         """Let go of what was opened here."""
 
 
+class _Slow(NamedTuple):
+    """A report in full, what it followed from, and when there may be another one."""
+
+    report: Report
+    state: object
+    due: float
+
+
 class PilotSubject:
     """A pilot of this process, or a model without one, by way of its recorder.
 
@@ -104,6 +116,7 @@ class PilotSubject:
         self._recorder = recorder
         self._pilot = recorder.pilot
         self._passes = 0
+        self._slow: dict[str, _Slow] = {}
 
     @property
     def obeys(self) -> bool:
@@ -112,11 +125,16 @@ class PilotSubject:
 
     def stamp(self) -> object:
         """Waits for no lock: the pilot's clock, where it stands, its last event, and passes while somebody listens."""
-        pilot = self._pilot
-        if pilot is None:
+        state, moment = self._state(), time.monotonic()
+        due = any(slow.state != state and slow.due <= moment for slow in tuple(self._slow.values()))
+        return None if self._pilot is None else self._pilot.now(), state, due
+
+    def _state(self) -> object:
+        """What a report follows from."""
+        if self._pilot is None:
             return self._passes
-        events = pilot.events
-        return pilot.now(), pilot.position, events[-1] if events else None, self._passes
+        events = self._pilot.events
+        return self._passes, self._pilot.position, events[-1] if events else None
 
     def listen(self, wake: Callable[[], object]) -> Callable[[], None]:
         """By the observers of the model: `wake` is called while its lock is held, and must be quick."""
@@ -136,12 +154,12 @@ class PilotSubject:
         return stop
 
     def look(self, stream: str | None) -> Look:
-        """The report, with what the recorder has seen; it waits for a request that is being answered."""
+        """The report, with what the recorder has seen; the status waits for a request that is being answered."""
         pilot, names = self._pilot, self._recorder.streams
         if stream is not None and stream not in names:
             raise _unseen(stream, names)
         status = None if pilot is None else pilot.status()
-        report = self._recorder.report(stream)
+        report = self._report(stream if stream is not None or not names else names[-1])
         if pilot is None:
             return Look(Kept(report, None, None, names), 0, (), None, None, "")
         all_events = tuple(pilot.events)
@@ -159,6 +177,23 @@ class PilotSubject:
             if trouble:
                 note = f"The store takes nothing; the pilot goes on in memory and tries again: {trouble}"
         return Look(Kept(report, status, events, names), count, snapshots, head, None, note)
+
+    def _report(self, stream: str | None) -> Report:
+        """With its intervals and distributions, or where these are too dear to be measured again, the former ones."""
+        if stream is None:
+            return self._recorder.report()
+        state, slow = self._state(), self._slow.get(stream)
+        if slow is not None and (slow.state == state or time.monotonic() < slow.due):
+            former = slow.report.history
+            channels = None if former is None else former.channels
+            return slow.report.with_history(self._recorder.history(stream, channels=channels))
+        start = time.thread_time()
+        report = self._recorder.report(stream)
+        due = time.monotonic() + (time.thread_time() - start) / _SLOW_SHARE
+        if len(self._slow) >= _REPORTS:
+            self._slow.clear()
+        self._slow[stream] = _Slow(report, state, due)
+        return report
 
     def act(self, order: Order) -> str:
         """By the pilot's own methods."""

@@ -32,7 +32,7 @@ def happenings(events: Iterable[Any]) -> list[Happening]:
     """Events, oldest first, with the times of one clock: the pilot's, as in the figures.
 
     An event that waited for the store, or of a pilot whose clock is another, says itself when it was. What the store
-    wrote of its own accord (a commit, a command) is as far off as its neighbours that do, in between.
+    wrote of its own accord (a commit, a command) is as far off as the event that was written nearest to it.
     """
     told = [happening(event) for event in events]
     known = [event.facts.get(AT) for event in told]
@@ -40,9 +40,12 @@ def happenings(events: Iterable[Any]) -> list[Happening]:
     if not places:
         return told
     logged = np.array([event.time for event in told])
-    both = np.array([known[place] for place in places], dtype=float)
-    moved = logged + np.interp(np.arange(len(told)), places, both - logged[places])
-    moved[places] = both
+    off = np.array([known[place] for place in places], dtype=float) - logged[places]
+    # of those before and behind each event, the one whose writing was nearer
+    behind = np.searchsorted(places, np.arange(len(told))).clip(max=len(places) - 1)
+    before = (behind - 1).clip(min=0)
+    gaps = [np.abs(logged[np.array(places)[side]] - logged) for side in (before, behind)]
+    moved = logged + np.where(gaps[0] < gaps[1], off[before], off[behind])
     return [event._replace(time=float(time)) for event, time in zip(told, moved, strict=True)]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ def _row(values: Numbers, decimals: int) -> list[float | None]:
     return [None if math.isnan(value) else value for value in np.round(values, decimals).tolist()]
 
 
-def _panels(channels: Sequence[Sequence[Channel]]) -> list[list[dict[str, Any]]]:
+@lru_cache(maxsize=8)  # the live page shows the same again and again; what is returned is only read
+def _panels(channels: tuple[tuple[Channel, ...], ...]) -> list[list[dict[str, Any]]]:
     """For each layer and channel the histogram of instance means and both laws, before and after."""
     flat = [channel for site in channels for channel in site]
     if not flat:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import StoreError
-from normadapt.history import History, Mark
+from normadapt.history import Channel, History, Mark
 from normadapt.monitor.footage import Footage
 from normadapt.monitor.marks import marks_of
 from normadapt.observation import Observation, Seen
@@ -168,8 +169,12 @@ class Recorder:
         with self._lock:
             return tuple(self._footage)
 
-    def history(self, stream: str | None = None) -> History:
+    def history(self, stream: str | None = None, *, channels: tuple[tuple[Channel, ...], ...] | None = None) -> History:
         """What was seen of a stream so far; by default of the one seen last.
+
+        Args:
+            stream: Its name.
+            channels: Take these in place of the present distributions, which are most of the work.
 
         Raises:
             KeyError: If nothing was seen of a stream of that name.
@@ -177,12 +182,12 @@ class Recorder:
         with self._lock:
             name = stream if stream is not None else next(reversed(self._footage), None)
             if name is None:
-                empty = Footage("", self.adapted.sites, self.adapted.sources, self.every, self.columns)
-                return empty.history(())
+                return Footage("", self.adapted.sites, self.adapted.sources, self.every, self.columns).history(())
             if name not in self._footage:
                 known = ", ".join(map(repr, self._footage)) or "none"
                 raise KeyError(f"nothing was seen of a stream {name!r}; there are {known}")
-            return self._footage[name].history(self._all_marks())
+            history, reduce = self._footage[name].history(self._all_marks()), self._footage[name].distributions()
+        return replace(history, channels=reduce() if channels is None else channels)  # a pass need not wait for it
 
     def report(self, stream: str | None = None) -> Report:
         """The model's report on a stream, with its history."""
@@ -206,7 +211,7 @@ class Recorder:
         """Everything as plain data: the streams seen last, and the report on the last one without its history."""
         with self._lock:
             names = list(self._footage)[-_SAVED:]
-            streams = {name: self._footage[name].history(self._all_marks()).to_dict() for name in names}
+        streams = {name: self.history(name).to_dict() for name in names}
         report = self.adapted.report() if not names else self.report(names[-1]).with_history(None)
         return {"report": report.to_dict(), "streams": streams}
 

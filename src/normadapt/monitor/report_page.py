@@ -159,7 +159,7 @@ def layer_table(sites: Sequence[SiteReport]) -> str:
         for site in sites
     )
     return (
-        f"<details><summary>All {len(sites)} layers as a table</summary>"
+        "<details><summary>The layers as a table</summary>"
         '<div class="scroll" role="region" aria-label="Layers" tabindex="0"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></details>"
     )
@@ -176,7 +176,7 @@ def log_table(log: Sequence[Happening], total: int | None = None, most: int = _L
     shown = list(reversed(log))[:most]
     total = len(log) if total is None else total
     rows = "\n".join(
-        f'<tr class="{escape(kind_class(event.kind))}"><td>{escape(moment(event.time))}</td>'
+        f'<tr class="{escape(kind_class(event.kind))}"><td>{escape(moment(event.time, seconds=True))}</td>'
         f"<td>{escape(event.kind)}</td><td>{escape(in_words(event))}</td></tr>"
         for event in shown
     )

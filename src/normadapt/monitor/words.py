@@ -94,6 +94,8 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
 def _without_history(report: Report) -> Finding:
     if not report.sites:
         return Finding("No history was kept of this trial.", (_HOW,), None, (), None)
+    if not any(site.count for site in report.sites):
+        return Finding("Nothing was adapted yet.", (), None, (), None)
     order = sorted(range(len(report.sites)), key=lambda place: -report.sites[place].shift)
     limit = ALARM / len(order)
     shifted = [
@@ -140,9 +142,10 @@ def _size(shift: float) -> str:
     return next(word for limit, word in _SIZES if shift < limit or limit == math.inf)
 
 
-def moment(time: float) -> str:
+def moment(time: float, *, seconds: bool = False) -> str:
     """A time for people."""
-    return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC").lstrip("0")
+    clock = "%H:%M:%S" if seconds else "%H:%M"
+    return datetime.fromtimestamp(time, UTC).strftime(f"%d %b %Y, {clock} UTC").lstrip("0")
 
 
 def _moment(history: History, column: int, time: bool) -> str:
