@@ -236,4 +236,4 @@ class Hub:
                 self._last[stream] = look
         extra = {**self._extra, "version": version}
         body = gzip.compress(live_view(look, obeys=self.subject.obeys, extra=extra), 1)
-        return Payload(version, body, time.thread_time() - start)
+        return Payload(version, body, time.thread_time() - start - look.apart)

@@ -55,6 +55,7 @@ class Look(NamedTuple):
         head: Number of the one in use; None if there is none.
         saved: When the status was written, unix seconds; None if it is of this moment.
         note: What is wrong, in words; empty if nothing is.
+        apart: Seconds of computing that have a limit of their own.
     """
 
     kept: Kept
@@ -63,6 +64,7 @@ class Look(NamedTuple):
     head: int | None
     saved: float | None
     note: str
+    apart: float = 0.0
 
 
 class Subject(Protocol):
@@ -159,9 +161,9 @@ class PilotSubject:
         if stream is not None and stream not in names:
             raise _unseen(stream, names)
         status = None if pilot is None else pilot.status()
-        report = self._report(stream if stream is not None or not names else names[-1])
+        report, apart = self._report(stream if stream is not None or not names else names[-1])
         if pilot is None:
-            return Look(Kept(report, None, None, names), 0, (), None, None, "")
+            return Look(Kept(report, None, None, names), 0, (), None, None, "", apart)
         all_events = tuple(pilot.events)
         events: tuple[Any, ...] = all_events[-ROWS:]
         count, note = len(all_events), ""
@@ -176,24 +178,25 @@ class PilotSubject:
             trouble = (status or {}).get("store", {}).get("trouble")
             if trouble:
                 note = f"The store takes nothing; the pilot goes on in memory and tries again: {trouble}"
-        return Look(Kept(report, status, events, names), count, snapshots, head, None, note)
+        return Look(Kept(report, status, events, names), count, snapshots, head, None, note, apart)
 
-    def _report(self, stream: str | None) -> Report:
-        """With its intervals and distributions, or where these are too dear to be measured again, the former ones."""
+    def _report(self, stream: str | None) -> tuple[Report, float]:
+        """With its intervals and distributions, or while these are too dear the former ones; and what they took."""
         if stream is None:
-            return self._recorder.report()
+            return self._recorder.report(), 0.0
         state, slow = self._state(), self._slow.get(stream)
         if slow is not None and (slow.state == state or time.monotonic() < slow.due):
             former = slow.report.history
             channels = None if former is None else former.channels
-            return slow.report.with_history(self._recorder.history(stream, channels=channels))
+            return slow.report.with_history(self._recorder.history(stream, channels=channels)), 0.0
         start = time.thread_time()
         report = self._recorder.report(stream)
-        due = time.monotonic() + (time.thread_time() - start) / _SLOW_SHARE
+        took = time.thread_time() - start
+        due = time.monotonic() + took / _SLOW_SHARE
         if len(self._slow) >= _REPORTS:
             self._slow.clear()
         self._slow[stream] = _Slow(report, state, due)
-        return report
+        return report, took
 
     def act(self, order: Order) -> str:
         """By the pilot's own methods."""
