@@ -29,7 +29,7 @@ from normadapt.pilot.rehearsal import Rehearsal
 
 HERE = Path(__file__).parent
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-WIDTH, LIVE, REPORT = 1280, 1130, 1290
+WIDTH, LIVE, REPORT = 1280, 1100, 1290
 
 
 def plan() -> Plan:
