@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo drill bench-setup test lint format clean
+.PHONY: help setup demo drill bench-setup looking test lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,13 +70,27 @@ bench-setup: $(VENV)/assets $(VENV)/bench ## everything that `normadapt bench` n
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $(FASHION) >/dev/null; \
 	else echo 'the suite fashion-c also needs: apt-get install $(FASHION)'; fi
 
+# What the tests of the pages and of the alert rules look with: Debian's Chromium and promtool. Only root can install them;
+# without them those tests are skipped, and pytest says so.
+LOOKING := chromium prometheus
+
+looking: setup
+	@for package in $(LOOKING); do \
+		if dpkg -s $$package >/dev/null 2>&1; then :; \
+		elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "set-up: installing $$package for the tests"; \
+			{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+				$$package; } >/dev/null 2>&1 || echo "NOT installed: $$package; its tests will be skipped" >&2; \
+		else echo "NOT installed: $$package; its tests will be skipped (apt-get install $$package)" >&2; fi; \
+	done
+
 lint: setup ## style, types and the import contract
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
 
-test: lint ## lint, then all tests
+test: lint looking ## lint, then all tests
 	$(BIN)/python -m pytest
 
 format: setup ## bring the code into the project's style

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import normadapt as na
 from normadapt import cli, demo
+from normadapt.monitor import Recorder
 
 SPEC_FILE = """
 import torch
@@ -206,10 +207,10 @@ def test_version():
 
 def test_demo_prints_its_results_and_writes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = demo.run_demo(images=60, single_images=5, seed=2)
+    small = demo.run_demo(images=60, single_images=5, seed=2, record=Recorder)
     asked = []
 
-    def run_demo(*, seed, progress):
+    def run_demo(*, seed, progress, record):
         asked.append(seed)
         progress(1, 2)
         return small
@@ -220,6 +221,13 @@ def test_demo_prints_its_results_and_writes_them(tmp_path, monkeypatch):
     written = json.loads((tmp_path / "normadapt-out" / "demo.json").read_text())
     assert written == small.to_dict()
     assert "written: normadapt-out/demo.json" in text
+    assert "written: normadapt-out/report.html" in text
+    page = (tmp_path / "normadapt-out" / "report.html").read_text(encoding="utf-8")
+    assert "trained on USPS digits, answers 60 MNIST digits in batches of 16" in page
+    history = small.report.history
+    assert history.items.sum() == 60
+    assert [mark.text for mark in history.marks] == list(demo.CONDITIONS)
+    assert history.agreement is not None
     for row in small.rows:
         assert row.stream in text
         assert f"{100 * row.accuracy['normadapt']:.1f}" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from normadapt import reporting
 from normadapt.batches import check_model
 from normadapt.errors import SnapshotError, UnsupportedLayerError
 from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
+from normadapt.observation import Observation, Observer, Seen
 from normadapt.policies import Policy, Track
+from normadapt.policies.base import Source
 from normadapt.predictions import Predictions, class_probabilities
 from normadapt.profile import SourceProfile
 from normadapt.report import Report
@@ -75,6 +78,7 @@ class AdaptedModel(nn.Module):
         self._adapting = True
         self._streams: dict[str, Stream] = {}
         self._lock = threading.RLock()
+        self._observations: tuple[Observation, ...] = ()
         self.training = False
         self.register_load_state_dict_pre_hook(_prepare_load)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_finish_load)  # type: ignore[no-untyped-call]
@@ -111,6 +115,11 @@ class AdaptedModel(nn.Module):
         return tuple(hook.site for hook in self._hooks)
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """What is known of each of `sites` before any test data."""
+        return tuple(hook.source for hook in self._hooks)
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Names of the streams seen so far."""
         with self._lock:
@@ -120,6 +129,34 @@ class AdaptedModel(nn.Module):
         """Set `training` and nothing else: the model inside stays in eval mode."""
         self.training = mode
         return self
+
+    def observe(self, observer: Observer) -> Observation:
+        """Show every adapting pass from now on, once it has succeeded, to `observer(stream, seen)`.
+
+        Any number of observers may look on. What one raises is counted in the handle and costs no answer; copies of the
+        model have none. Without observers nothing is done for them.
+
+        Returns:
+            A handle: `remove()` ends it, as does leaving it as a context.
+
+        Example:
+            >>> import torch
+            >>> adapted = adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
+            >>> with adapted.observe(lambda stream, seen: print(stream, len(seen.records), seen.output.shape)):
+            ...     _ = adapted(torch.randn(16, 1, 8, 8))
+            default 1 torch.Size([16, 4, 6, 6])
+        """
+        if not callable(observer):
+            raise TypeError(f"observe() needs something to call with (stream, seen); got {observer!r}")
+
+        def leave(observation: Observation) -> None:
+            with self._lock:
+                self._observations = tuple(other for other in self._observations if other is not observation)
+
+        observation = Observation(observer, leave)
+        with self._lock:
+            self._observations = (*self._observations, observation)
+        return observation
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -148,7 +185,10 @@ class AdaptedModel(nn.Module):
 
     def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
         known = stream.composition if stream.composition.last is not None else None
-        running = Pass(self.policy, stream, known)
+        watching = self._observations
+        started = time.perf_counter() if watching else 0.0
+        running = Pass(self.policy, stream, known, watched=bool(watching))
+        probabilities: Tensor | None = None
         try:
             for hook in self._hooks:
                 hook.current = running
@@ -172,6 +212,11 @@ class AdaptedModel(nn.Module):
             for hook in self._hooks:
                 hook.current = None
         self._streams[name] = Stream(running.records, composition)
+        if watching and running.moments is not None:
+            seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
+            with outside_autograd():
+                for observation in watching:
+                    observation.show(name, seen)
         return output
 
     def _stream(self, name: str) -> Stream:
@@ -256,9 +301,9 @@ class AdaptedModel(nn.Module):
         name = current(self).stream
         with self._lock:
             adapting = self._adapting and current(self).mode == "adapt"
-            return reporting.describe(
-                self.fingerprint.model_name, self.policy, name, adapting, self._hooks, self._stream(name).records
-            )
+            records = list(self._stream(name).records)
+        # Records are replaced, never changed: a pass need not wait while they are reduced to numbers.
+        return reporting.describe(self.fingerprint.model_name, self.policy, name, adapting, self._hooks, records)
 
     # -- torch's own protocols -----------------------------------------------------------------------------------
 
@@ -300,11 +345,12 @@ class AdaptedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+            return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_observations")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
+        self._observations = ()
 
 
 def _moved(tree: Any, device: torch.device) -> Any:

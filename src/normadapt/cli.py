@@ -20,8 +20,12 @@ from normadapt import baselines
 from normadapt.adapt import adapt
 from normadapt.answers import answer_stream
 from normadapt.bench_command import bench
+from normadapt.dashboard_command import register as register_dashboard
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
+from normadapt.monitor import Recorder
+from normadapt.monitor_command import register as register_monitor
+from normadapt.monitor_command import write_page
 from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
 from normadapt.pilot_command import register
 from normadapt.policies import Blend, Policy, Track
@@ -32,7 +36,7 @@ from normadapt.recalibrate import Recalibration, RecalibrationProgress
 from normadapt.recalibrate import recalibrate as recalibrate_model
 from normadapt.simulate import EXPERIMENTS, run_simulation
 from normadapt.specs import Data, load_data, load_model, resplit
-from normadapt.tables import claims_table, demo_findings, demo_notes, demo_table, report_table
+from normadapt.tables import claims_table, demo_findings, demo_lead, demo_notes, demo_table, report_table
 from normadapt.version import __version__
 
 
@@ -101,20 +105,26 @@ def main(
 
 app.add_typer(bench, name="bench")
 register(app)
+register_monitor(app)
+register_dashboard(app)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for demo.json.")] = Path("normadapt-out"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for demo.json and report.html.")] = Path(
+        "normadapt-out"
+    ),
     seed: Annotated[int, typer.Option(help="Of the order of the images and of the noise.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """A digit classifier trained on USPS meets MNIST digits under five conditions."""
-    file = folder(out) / "demo.json"
+    place = folder(out)
+    file, page = place / "demo.json", place / "report.html"
     with progress_bar("demo", "images") as advance:
-        result = run_demo(seed=seed, progress=advance)
+        result = run_demo(seed=seed, progress=advance, record=Recorder)
     values = plain(result.to_dict())
     file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    missing = write_page(result.report, page, demo_lead(result))
     if as_json:
         print_json(values)
         return
@@ -128,7 +138,10 @@ def demo(
     console.print(heading, style="bold", highlight=False)
     for finding in demo_findings(result):
         console.print(finding, highlight=False)
-    console.print(f"\nwritten: {file}", highlight=False, soft_wrap=True)
+    console.print()
+    print_files(console, [file] if missing else [file, page])
+    if missing:
+        console.print(f"no {page.name}: {missing}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normadapt.adapt import adapt
+from normadapt.adapt import AdaptedModel, adapt
 from normadapt.baselines import EMA, BatchStatistics
 from normadapt.errors import NormadaptError
 from normadapt.policies import Policy, Track
@@ -88,6 +88,7 @@ def one_after_another(images: Images, seed: int) -> Images:
 
 ALL_IN_TURN = "all in turn"
 STREAMS: Mapping[str, Callable[[Images, int], Images]] = {**CONDITIONS, ALL_IN_TURN: one_after_another}
+_RECORDED = (OURS, ALL_IN_TURN, REPORT_BATCH_SIZE)
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,23 @@ class DemoResult:
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
             "rows": [asdict(row) for row in self.rows],
-            "report": self.report.to_dict(),
+            "report": self.report.with_history(None).to_dict(),
             "report_stream": ALL_IN_TURN,
             "report_batch_size": REPORT_BATCH_SIZE,
         }
+
+
+class Recording(Protocol):
+    """What looks on while ours runs through all conditions, as `monitor.Recorder` does."""
+
+    def compare(self, source_output: Tensor, output: Tensor) -> None:
+        """Take the source's classes and ours (n,) of a batch."""
+
+    def mark(self, text: str) -> None:
+        """Note that a condition begins."""
+
+    def report(self) -> Report:
+        """On the layers, with their history."""
 
 
 def usps_net() -> nn.Module:
@@ -184,6 +198,7 @@ def run_demo(
     single_images: int = 500,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    record: Callable[[AdaptedModel], Recording] | None = None,
 ) -> DemoResult:
     """Every method on every stream at every batch size.
 
@@ -192,6 +207,7 @@ def run_demo(
         single_images: Images per stream at batch size 1, where each takes a call of its own.
         seed: Of the order of the images and of the noise.
         progress: Called with the number of images answered so far, and in all.
+        record: Makes what looks on while ours runs through all conditions; the report has its history then.
 
     Raises:
         NormadaptError: If the model's or the images' package is not installed.
@@ -224,12 +240,19 @@ def run_demo(
                 for method, policy in METHODS.items():
                     if policy is not None:
                         adapted = adapt(model, policy=policy())
-                        predicted[method] = _predictions(adapted, torch.split(inputs, size), answered)
+                        batches: Iterable[Tensor] = torch.split(inputs, size)
+                        if record is not None and (method, name, size) == _RECORDED:
+                            recording = record(adapted)
+                            batches = _marked(batches, len(inputs), recording)
+                            predicted[method] = _predictions(adapted, batches, answered, recording, by_source[count])
+                            reports[method, name, size] = recording.report()
+                            continue
+                        predicted[method] = _predictions(adapted, batches, answered)
                         reports[method, name, size] = adapted.report()
                 right = {method: answers == labels[:count] for method, answers in predicted.items()}
                 rows.append(_row(name, size, right))
     seconds = time.perf_counter() - start
-    return DemoResult(tuple(rows), reports[OURS, ALL_IN_TURN, REPORT_BATCH_SIZE], seed, seconds)
+    return DemoResult(tuple(rows), reports[_RECORDED], seed, seconds)
 
 
 @contextmanager
@@ -243,13 +266,36 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _predictions(model: nn.Module, batches: Iterable[Tensor], answered: Callable[[int], None]) -> Tensor:
-    predicted = []
+def _predictions(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    answered: Callable[[int], None],
+    recording: Recording | None = None,
+    by_source: Tensor | None = None,
+) -> Tensor:
+    predicted: list[Tensor] = []
+    done = 0
     with torch.no_grad():
         for batch in batches:
             predicted.append(model(batch).argmax(1))
+            if recording is not None and by_source is not None:
+                recording.compare(by_source[done : done + len(batch)], predicted[-1])
+            done += len(batch)
             answered(len(batch))
     return torch.cat(predicted)
+
+
+def _marked(batches: Iterable[Tensor], images: int, recording: Recording) -> Iterator[Tensor]:
+    """The batches of the stream that runs through all conditions; each condition's beginning is noted."""
+    names = list(CONDITIONS)
+    starts = [sum(len(part) for part in torch.arange(images).tensor_split(len(names))[:i]) for i in range(len(names))]
+    done = 0
+    for batch in batches:
+        while starts and starts[0] < done + len(batch):
+            starts.pop(0)
+            recording.mark(names.pop(0))
+        done += len(batch)
+        yield batch
 
 
 def _row(stream: str, batch_size: int, right: Mapping[str, Tensor]) -> Row:

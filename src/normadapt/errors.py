@@ -39,3 +39,7 @@ class StoreLockedError(StoreError):
 
 class PlanError(NormadaptError):
     """A pilot's plan is refused."""
+
+
+class ExtraMissingError(NormadaptError):
+    """An optional part of the library is asked for and what it needs is not installed."""

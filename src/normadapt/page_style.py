@@ -4,7 +4,7 @@ from html import escape
 
 STYLE = """
 :root{--bg:#fff;--fg:#1c1f24;--soft:#59616e;--grid:#e4e7ec;--axis:#8a93a0;--card:#f7f8fa;
---c0:#0b62c4;--c1:#c8501e;--c2:#1b7f4d;--c3:#8a3fb0;--c4:#a87400;--c5:#00808f;--c6:#c22f63;--c7:#5d6a1f}
+--c0:#0b62c4;--c1:#c04a18;--c2:#1b7f4d;--c3:#8a3fb0;--c4:#a87400;--c5:#00808f;--c6:#c22f63;--c7:#5d6a1f}
 @media (prefers-color-scheme:dark){:root{--bg:#14171c;--fg:#e6e9ee;--soft:#a3adba;--grid:#2a3038;--axis:#707a88;
 --card:#1b1f26;--c0:#6cb0ff;--c1:#ff9a68;--c2:#5fcf95;--c3:#cf97f0;--c4:#e6b84d;--c5:#55d0de;--c6:#ff86ac;--c7:#bccb6c}}
 *{box-sizing:border-box}

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from normadapt.errors import SpecError
+from normadapt.errors import ExtraMissingError, SpecError
+from normadapt.monitor import Recorder
+from normadapt.monitor.kept import write_report
 from normadapt.outputs import check_file, folder, plain, print_files, print_json
 from normadapt.pilot import Pilot, Plan, Transition
 from normadapt.pilot.drill import run_drill
@@ -104,6 +106,7 @@ def run(
             clock=time.time if clock is None else clock,
             on_transition=lambda move: moves.append((sent, move)),
         )
+        Recorder(trial)  # its history is saved with the trial, for `normadapt report`
         with trial, progress_bar("pilot", "items") as advance:
 
             def answered(count: int, stage: str) -> None:
@@ -233,9 +236,9 @@ def verify(store: StoreFolder, as_json: AsJson = False) -> None:
 
 
 def drill(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drill.json and drill-store/.")] = Path(
-        "normadapt-out"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for drill.json, drill-store/ and report.html.")
+    ] = Path("normadapt-out"),
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -243,9 +246,19 @@ def drill(
     place = folder(out)
     file, store = place / "drill.json", _fresh(place / "drill-store")
     with progress_bar("drill", "images") as advance:
-        result = run_drill(store, seed=seed, progress=lambda images, doing: advance(images, None, f"drill, {doing}"))
+        result = run_drill(
+            store,
+            seed=seed,
+            progress=lambda images, doing: advance(images, None, f"drill, {doing}"),
+            opened=Recorder,
+        )
     values = plain(result.to_dict())
     file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    page, missing = place / "report.html", None
+    try:
+        write_report(store, page, title="A drill: the trial of USPSNet")
+    except ExtraMissingError as error:
+        missing = error
     if as_json:
         print_json(values)
     else:
@@ -253,7 +266,9 @@ def drill(
         console.print("USPSNet on MNIST digits: let in step by step, and taken back on harm\n", style="bold")
         console.print(drill_table(result))
         console.print(f"\n{drill_notes(result)}", style="dim", highlight=False)
-        print_files(console, [file, store])
+        print_files(console, [file, store] if missing else [file, store, page])
+        if missing is not None:
+            console.print(f"no {page.name}: {missing}", markup=False, highlight=False, soft_wrap=True)
     if not result.ok:
         raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from normadapt.pilot import Transition
 from normadapt.pilot.drill import DrillResult
+from normadapt.pilot.keeper import AT
 from normadapt.pilot.rehearsal import BATCH, TICK, Step
 from normadapt.store import Event, Verification
 
@@ -153,7 +154,7 @@ def _particulars(event: Event) -> str:
             return f"{facts['guard']} in {facts['stage']}{reason}"
         case "command":
             return f"{facts['command']}" + "".join(f", {key} {value}" for key, value in facts["facts"].items())
-    return ", ".join(f"{key} {_short(value)}" for key, value in facts.items()) or "-"
+    return ", ".join(f"{key} {_short(value)}" for key, value in facts.items() if key != AT) or "-"
 
 
 def _short(value: Any) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from normadapt.history import History
 
 _LONGEST_NAME = 36
 
@@ -80,6 +84,7 @@ class Report:
         profiled: Whether a source profile is in use.
         adapting: Whether the model is adapting.
         sites: One report per normalization layer, in the model's order.
+        history: How it came to this, from a `monitor.Recorder`; None without one.
     """
 
     model_name: str
@@ -88,10 +93,69 @@ class Report:
     profiled: bool
     adapting: bool
     sites: tuple[SiteReport, ...]
+    history: History | None = field(default=None, repr=False, compare=False)
+
+    def with_history(self, history: History | None) -> Report:
+        """The same report with another history."""
+        return replace(self, history=history)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: dicts, lists, strings, numbers and None, ready for JSON."""
-        return {**asdict(self), "sites": [_plain(site) for site in self.sites]}
+        """Plain data: dicts, lists, strings, numbers and None, ready for JSON; without a history it has no key."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values["sites"] = [_plain(site) for site in self.sites]
+        del values["history"]
+        return values if self.history is None else {**values, "history": self.history.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: If it is nothing of the kind.
+        """
+        try:
+            history = values.get("history")
+            return cls(
+                model_name=str(values["model_name"]),
+                policy=str(values["policy"]),
+                stream=str(values["stream"]),
+                profiled=bool(values["profiled"]),
+                adapting=bool(values["adapting"]),
+                sites=tuple(_site(site) for site in values["sites"]),
+                history=None if history is None else History.from_dict(history),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no report of normadapt: {error!r} -> pass what Report.to_dict() gave") from error
+
+    def to_html(
+        self,
+        path: Path | str,
+        *,
+        title: str | None = None,
+        lead: str | None = None,
+        status: Mapping[str, Any] | None = None,
+        events: Sequence[Any] | None = None,
+    ) -> Path:
+        """Write one page for the browser that needs nothing else: what happened in words, then the figures.
+
+        Args:
+            path: The file.
+            title: What stands at the top; by default the model.
+            lead: A sentence under it, what was run; by default policy, profile and stream.
+            status: What `Pilot.status()` gave, for where the trial stands.
+            events: What `Store.history()` gave, for the audit log.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ExtraMissingError: If Plotly is not installed.
+        """
+        from normadapt.monitor.report_page import page  # Plotly is read only now
+
+        file = Path(path)
+        file.write_text(page(self, title=title, lead=lead, status=status, events=events), encoding="utf-8")
+        return file
 
     def __str__(self) -> str:
         profile = "with a source profile" if self.profiled else "without a source profile"
@@ -109,6 +173,16 @@ def _plain(site: SiteReport) -> dict[str, Any]:
     named = {"mean_weight_interval", "variance_weight_interval", "risk"}
     values = {key: getattr(site, key) for key in site.__dataclass_fields__}
     return {k: v._asdict() if k in named and v is not None else v for k, v in values.items()}
+
+
+def _site(values: Mapping[str, Any]) -> SiteReport:
+    told = dict(values)
+    for key in ("mean_weight_interval", "variance_weight_interval"):
+        if told.get(key) is not None:
+            told[key] = Interval(**told[key])
+    if told.get("risk") is not None:
+        told["risk"] = RiskParts(**told["risk"])
+    return SiteReport(**told)
 
 
 _HEADINGS = ("layer", "kind", "ch", "seen", "eff. n", "shift", "tail prob.", "w(mean)", "w(var)", "risk", "status")

@@ -47,13 +47,14 @@ class Stream(NamedTuple):
 class Pass:
     """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds."""
 
-    def __init__(self, policy: Any, stream: Stream, composition: Composition | None) -> None:
+    def __init__(self, policy: Any, stream: Stream, composition: Composition | None, *, watched: bool = False) -> None:
         self.policy = policy
         self.records = list(stream.records)
         self.composition = composition
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
+        self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._needs_input = bool(getattr(policy, "needs_input", False))
         self._had_evidence = False
 
@@ -83,6 +84,8 @@ class Pass:
             self.records[hook.index] = before._replace(excluded=lost, status=status)
             return None
         self._had_evidence = True
+        if self.moments is not None:
+            self.moments[hook.index] = evidence.instances
         if self._needs_input:
             evidence = evidence._replace(input=x if kept is None else x[kept])
         if not first:

@@ -9,11 +9,22 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from normadapt.demo import METHODS, OURS, DemoResult, Row
+from normadapt.demo import ALL_IN_TURN, CONDITIONS, METHODS, OURS, REPORT_BATCH_SIZE, SOURCE, DemoResult, Row
 from normadapt.report import Report, SiteReport, format_probability
 from normadapt.simulate import Finding
 
 _CHANCE = 2.0  # standard errors below which a difference is not called one
+
+
+def demo_lead(result: DemoResult) -> str:
+    """What the demo's page is about, with what the answers were worth."""
+    report = result.report
+    row = next(r for r in result.rows if (r.stream, r.batch_size) == (ALL_IN_TURN, REPORT_BATCH_SIZE))
+    return (
+        f"{report.model_name}, trained on USPS digits, answers {row.images:,} MNIST digits in batches of "
+        f"{row.batch_size}, under {len(CONDITIONS)} conditions in turn: {row.accuracy[OURS]:.1%} right, "
+        f"{row.accuracy[SOURCE]:.1%} without adapting."
+    )
 
 
 def report_table(report: Report) -> Group:

@@ -242,7 +242,7 @@ def small_drill(*, ok):
 def test_drill_writes_its_results_and_fails_with_a_step(tmp_path, monkeypatch):
     asked = []
 
-    def run_drill(store, *, seed, progress):
+    def run_drill(store, *, seed, progress, opened):
         asked.append((store.exists(), seed))
         progress(16, "shadow")
         Store(store).close()
@@ -251,6 +251,8 @@ def test_drill_writes_its_results_and_fails_with_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(pilot_command, "run_drill", run_drill)
     text = call("drill", "--out", tmp_path, "--seed", 3).stdout
     assert "3 of 3 steps went as expected" in text
+    assert f"written: {tmp_path / 'report.html'}" in text.replace("\n", "")
+    assert "A drill: the trial of USPSNet" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "drill.json").read_text()) == small_drill(ok=True).to_dict()
     assert json.loads(call("drill", "--out", tmp_path, "--json").stdout)["ok"] is True
     assert "FAIL" in call("drill", "--out", tmp_path, code=1).stdout

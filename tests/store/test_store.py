@@ -404,6 +404,25 @@ def test_states_return_exactly(store):
     assert store.read_state("pilot") == {"again": True}
 
 
+def test_changes_is_another_number_after_anything_was_written_by_anybody(store):
+    seen = [store.changes()]
+    assert store.changes() == seen[0]
+    with Store(store.path) as other:
+        for write in (
+            lambda: store.record("x"),
+            lambda: other.record("x"),
+            lambda: other.write_state("x", {}),
+            lambda: store.write_state("x", {"a": 1}),
+            lambda: other.send("pause"),
+            lambda: store.take_commands(),
+        ):
+            write()
+            seen.append(store.changes())
+            assert seen[-1] != seen[-2]
+            store.history()
+            assert store.changes() == seen[-1]
+
+
 def test_the_generation_grows_with_what_others_must_notice(store):
     a = adapted()
     feed(a)

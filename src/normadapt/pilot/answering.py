@@ -6,8 +6,9 @@ An answer that the guards trip on is never given out: the same request gets the 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from normadapt.observation import Observation
 from normadapt.pilot.arms import Arms, Request
 from normadapt.pilot.routing import Route, route
 from normadapt.pilot.rows import RowsError, put_rows
@@ -16,6 +17,20 @@ from normadapt.pilot.stages import Stage
 from normadapt.pilot.trial import Trial
 from normadapt.pilot.watch import Trip
 from normadapt.predictions import Predictions
+
+
+class Compared(NamedTuple):
+    """What an observer of a pilot is shown of items that both models answered.
+
+    Args:
+        items: How many.
+        agreeing: Of these, given the same class by both.
+        time: By the pilot's clock, seconds.
+    """
+
+    items: int
+    agreeing: int
+    time: float
 
 
 class Desk:
@@ -31,6 +46,7 @@ class Desk:
         self._trial = trial
         self._arms = arms
         self._predictions = predictions
+        self.observations: tuple[Observation, ...] = ()
 
     def answer(self, request: Request) -> Any:
         """The answer that goes out.
@@ -103,12 +119,24 @@ class Desk:
                 trip = trial.take(rows, len(pair.places))
                 if trip is not None:
                     return trip
-                if request.ids is not None and pair.source is not None:
+                wanted = request.ids is not None or self.observations
+                if wanted and pair.source is not None:
                     ours_said = answers(pair.adapted, self._predictions)
                     theirs_said = answers(pair.source, self._predictions)
-                    if ours_said is not None and theirs_said is not None:
+                    if ours_said is None or theirs_said is None:
+                        continue
+                    if request.ids is not None:
                         names = [request.ids[place] for place in pair.places]
                         trial.remember(names, ours_said.classes, theirs_said.classes)
+                    self._show(request.stream, ours_said.classes, theirs_said.classes)
         except Exception as error:  # a guard that cannot see is no guard
             return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}")
         return None
+
+    def _show(self, stream: str, ours: list[int], theirs: list[int]) -> None:
+        """Tell whoever looks on how many items got the same class from both."""
+        if self.observations:
+            agreeing = sum(a == b for a, b in zip(ours, theirs, strict=True))
+            compared = Compared(len(ours), agreeing, self._trial.keeper.now)
+            for observation in self.observations:
+                observation.show(stream, compared)

@@ -21,6 +21,7 @@ from normadapt.pilot.guards import (
     NonFinite,
     VarianceRatio,
 )
+from normadapt.pilot.pilot import Pilot
 from normadapt.pilot.plan import Plan, StageRule
 from normadapt.pilot.rehearsal import BATCH, TICK, Step, Stuck
 from normadapt.pilot.stages import Stage
@@ -115,7 +116,12 @@ def drill_plan(size: Size) -> Plan:
 
 
 def run_drill(
-    store: Path, *, seed: int = 0, size: Size | None = None, progress: Callable[[int, str], None] | None = None
+    store: Path,
+    *,
+    seed: int = 0,
+    size: Size | None = None,
+    progress: Callable[[int, str], None] | None = None,
+    opened: Callable[[Pilot], object] | None = None,
 ) -> DrillResult:
     """The whole story, step by step.
 
@@ -124,6 +130,7 @@ def run_drill(
         seed: Of the order of the images and of the noise.
         size: How long the stages are.
         progress: Called with the number of images answered so far, and what happens.
+        opened: Called with each of the drill's pilots when it is opened, to look on.
 
     Raises:
         NormadaptError: If the model's or the images' package is not installed.
@@ -131,7 +138,7 @@ def run_drill(
     size = Size() if size is None else size
     start = time.perf_counter()
     with one_thread(), torch.no_grad():
-        drill = Story(store, drill_plan(size), seed, progress)
+        drill = Story(store, drill_plan(size), seed, progress, opened)
         try:
             drill.let_in()
             drill.restart()

@@ -23,6 +23,10 @@ ANSWERED = "pilot-answered"
 FOLLOWED = ("transition", "resumed", "rolled back")
 """Kinds of events by which a pilot shows that it knows where the head is."""
 
+AT = "at"
+"""Among an event's facts: when it happened by the pilot's clock, where that is not when the store wrote it."""
+
+_LATE = 2.0  # seconds between the two that do not matter
 _WAIT = 0.2  # seconds that a request may wait for another writer of the store
 _POLL = 1.0  # seconds between two looks for commands
 _RETRY = (1.0, 60.0)  # seconds until a store in trouble is tried again, at first and at most
@@ -48,7 +52,7 @@ class Occurrence(NamedTuple):
 class _Pending:
     """Writes that the store has not taken yet."""
 
-    events: deque[tuple[str, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=_PENDING))
+    events: deque[Occurrence] = field(default_factory=lambda: deque(maxlen=_PENDING))
     head: tuple[int, str, str] | None = None
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: int = 0
@@ -97,6 +101,7 @@ class Keeper:
         self.now = 0.0
         self.trouble: str | None = None
         self._pending = _Pending()
+        self._offered: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._delay = 0.0
         self._next_try = self._next_poll = -float("inf")
         self._generation = -1
@@ -122,10 +127,11 @@ class Keeper:
     def note(self, kind: str, **facts: Any) -> None:
         """An event, for the log."""
         self.counts[kind] += 1
-        self.events.append(Occurrence(self.now, kind, facts))
+        event = Occurrence(self.now, kind, facts)
+        self.events.append(event)
         if self._store is not None:
             self._pending.lost += len(self._pending.events) == _PENDING
-            self._pending.events.append((kind, facts))
+            self._pending.events.append(event)
 
     def tally(self, kind: str, **facts: Any) -> None:
         """An event that may happen again and again: counted, and noted the 1st, 10th, 100th, ... time."""
@@ -217,12 +223,19 @@ class Keeper:
         if self._store is not None:
             self._pending.states[name] = dict(state)
 
+    def offer(self, name: str, state: Mapping[str, Any]) -> None:
+        """As `save`, for those who do not hold the pilot's lock and must not wait for it; for the next flush."""
+        if self._store is not None:
+            self._offered.append((name, state))
+
     def read(self, name: str) -> dict[str, Any] | None:
         """A document; None if there is none."""
         return None if self._store is None else self._store.read_state(name)
 
     def flush(self) -> None:
         """Write all that waits, in one transaction; on trouble it goes on waiting."""
+        while self._offered:
+            self.save(*self._offered.popleft())
         if self._store is None or not self._pending or not self._may_try():
             return
         try:
@@ -240,10 +253,15 @@ class Keeper:
         if waiting.head is not None:
             number, by, reason = waiting.head
             store.rollback(number, by=by, reason=reason)
-        for kind, facts in waiting.events:  # after the roll back: see `moved_by_others`
-            store.record(kind, **facts)
+        for event in waiting.events:  # after the roll back: see `moved_by_others`
+            store.record(event.kind, **event.facts, **self._when(event))
         for name, state in waiting.states.items():
             store.write_state(name, state)
+
+    @staticmethod
+    def _when(event: Occurrence) -> dict[str, float]:
+        """When it happened, where the log's own time would not say it: it waited, or the pilot's clock is another."""
+        return {AT: event.time} if not abs(event.time - time.time()) <= _LATE else {}
 
     def _written(self) -> None:
         self._pending = _Pending()

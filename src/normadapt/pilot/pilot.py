@@ -13,7 +13,8 @@ from torch import nn
 
 from normadapt.adapt import AdaptedModel, adapt
 from normadapt.errors import PlanError
-from normadapt.pilot.answering import Desk
+from normadapt.observation import Observation
+from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
 from normadapt.pilot.late_labels import as_class
@@ -86,6 +87,7 @@ class Pilot(nn.Module):
         self._opened_here = isinstance(store, (str, Path))
         self.store = Store(store) if isinstance(store, (str, Path)) else store
         self.on_transition = on_transition
+        self.before_closing: list[Callable[[], object]] = []
         self._lock = threading.RLock()
         self._keeper = Keeper(self.adapted, self.store)
         self._trial = Trial(plan, self.adapted, self._keeper, clock)
@@ -139,6 +141,33 @@ class Pilot(nn.Module):
         """Everything that an operator may want to see, as plain data for JSON."""
         with self._lock:
             return status(self._trial, self._keeper)
+
+    def keep(self, name: str, document: Mapping[str, Any]) -> None:
+        """Have a document of plain JSON values written to the store with what the pilot writes next.
+
+        It waits for nobody: an observer may call it within a pass of `pilot.adapted` while another thread answers.
+        """
+        self._keeper.offer(name, document)
+
+    def now(self) -> float:
+        """What the pilot's clock said at the last request, in seconds."""
+        return self._keeper.now
+
+    def observe(self, observer: Callable[[str, Compared], object]) -> Observation:
+        """Show to `observer(stream, compared)`, from now on, how answers that both models gave agree.
+
+        The passes of the adapted model are shown by `pilot.adapted.observe`. What an observer raises is counted in the
+        handle that is returned; its `remove()` ends it.
+        """
+
+        def leave(observation: Observation) -> None:
+            with self._lock:
+                self._desk.observations = tuple(other for other in self._desk.observations if other is not observation)
+
+        observation = Observation(observer, leave)
+        with self._lock:
+            self._desk.observations = (*self._desk.observations, observation)
+        return observation
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -303,6 +332,11 @@ class Pilot(nn.Module):
     def close(self) -> None:
         """Save the state for the next process and let go of the store; a request after it is answered from memory."""
         with self._lock:
+            for last in self.before_closing:
+                try:
+                    last()
+                except Exception as error:
+                    self._keeper.tally("callback trouble", reason=repr(error))
             self._trial.save(whole=True)
             self._keeper.close()
             if self._opened_here and self.store is not None:

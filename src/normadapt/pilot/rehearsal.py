@@ -86,9 +86,17 @@ class Rehearsal:
         plan: The trial's.
         seed: Of the order of the images.
         progress: Called with the number of images answered so far, and what happens.
+        opened: Called with every pilot that is opened, to look on.
     """
 
-    def __init__(self, store: Path, plan: Plan, seed: int, progress: Callable[[int, str], None] | None) -> None:
+    def __init__(
+        self,
+        store: Path,
+        plan: Plan,
+        seed: int,
+        progress: Callable[[int, str], None] | None,
+        opened: Callable[[Pilot], object] | None = None,
+    ) -> None:
         self.model = usps_net()
         self.digits, self.labels = mnist_digits(seed)
         self.seed = seed
@@ -96,6 +104,7 @@ class Rehearsal:
         self.plan = plan
         self.folder = store
         self.moves: list[Transition] = []
+        self._opened = opened
         self.pilot = self.open()
         self.sent = 0
         self.steps: list[Step] = []
@@ -107,9 +116,12 @@ class Rehearsal:
 
     def open(self) -> Pilot:
         """A pilot on the store, new or resumed."""
-        return Pilot(
+        pilot = Pilot(
             self.model, store=self.folder, plan=self.plan, clock=lambda: self.now, on_transition=self.moves.append
         )
+        if self._opened is not None:
+            self._opened(pilot)
+        return pilot
 
     # -- traffic -------------------------------------------------------------------------------------------------
 

@@ -264,6 +264,14 @@ class Store:
         with self._database.read() as connection:
             return int(connection.execute("SELECT generation FROM pointer").fetchone()[0])
 
+    def changes(self) -> int:
+        """A number that is another one once anything was written since it was last asked; the cheapest of all looks.
+
+        It means nothing beyond this object, and may change without cause.
+        """
+        with self._database.read() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
     def read_state(self, name: str) -> dict[str, Any] | None:
         """The document that was written under this name; None if there is none."""
         with self._database.read() as connection:

@@ -1,0 +1,131 @@
+"""From one pass to numbers, cheaply: what policies said is taken as it is, and put together only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normadapt.asymptotics.quadratic import tail_from_cumulants
+from normadapt.history import Numbers
+from normadapt.policies.base import Diagnostics, Source, standardize
+from normadapt.streams import Record
+
+_SMALLEST = 1e-300
+_NO_WEIGHTS = (float("nan"), float("nan"))
+
+
+class Layers(NamedTuple):
+    """Numbers of all layers (L,) at one pass; NaN where the policy does not say. See `History`."""
+
+    shift: Numbers
+    tail: Numbers
+    mean_weight: Numbers
+    variance_weight: Numbers
+
+
+class Glimpse(NamedTuple):
+    """What one pass said of each layer, not yet reduced.
+
+    Args:
+        told: (shift^2 * channels, squared of location and scale, their two cumulants each) or None, by layer.
+        weights: Average weights by layer.
+    """
+
+    told: list[tuple[float, ...] | None]
+    weights: list[tuple[float, float]]
+
+
+class Reducer:
+    """Takes glimpses of one stream's passes; remembers the layers' average weights while they stand.
+
+    Args:
+        sources: Of all sites.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = tuple(sources)
+        self._channels = np.array([float(source.mean.numel()) for source in sources])
+        self._weights: list[tuple[object, tuple[float, float]]] = [(None, _NO_WEIGHTS)] * len(self._sources)
+
+    def glimpse(self, records: Sequence[Record], *, exact: bool = True) -> Glimpse:
+        """What the records say.
+
+        Args:
+            records: Of all sites.
+            exact: Whether to measure the shift where the policy says nothing; else it is unknown there.
+        """
+        told: list[tuple[float, ...] | None] = []
+        weights = []
+        for place, record in enumerate(records):
+            said = record.diagnostics
+            if said is None:
+                told.append(_measured(record, self._sources[place]) if exact else None)
+                weights.append(_NO_WEIGHTS)
+                continue
+            (l1, l2), (s1, s2) = said.cumulants
+            told.append((sum(said.shift), *said.squared, l1, l2, s1, s2))
+            weights.append(self._average(place, said))
+        return Glimpse(told, weights)
+
+    def _average(self, place: int, said: Diagnostics) -> tuple[float, float]:
+        before, value = self._weights[place]
+        if before is not said.weight:  # a policy that keeps its weights for a while hands out the same tensor
+            if isinstance(said.weight, Tensor):
+                mean, variance = (said.weight.double() @ self._sources[place].share).tolist()
+            else:
+                mean, variance = said.weight
+            value = mean, variance
+            self._weights[place] = said.weight, value
+        return value
+
+    def reduce(self, glimpses: Sequence[Glimpse]) -> list[Layers]:
+        """Numbers for each of the glimpses; the tails are computed for all of them at once."""
+        if not glimpses:
+            return []
+        blank = (float("nan"),) * 7
+        table = np.array([[row or blank for row in glimpse.told] for glimpse in glimpses])  # (P, L, 7)
+        weights = np.array([glimpse.weights for glimpse in glimpses])  # (P, L, 2)
+        shift = np.sqrt(np.maximum(table[..., 0], 0.0) / self._channels)
+        tail = np.full(shift.shape, float("nan"))
+        known = np.isfinite(table[..., 1:]).all(-1)
+        if known.any():
+            values = torch.from_numpy(table[known])
+            squared, cumulants = values[:, 1:3], values[:, 3:].clamp_min(0.0).unflatten(1, (2, 2))
+            smallest = tail_from_cumulants(squared, cumulants).min(1).values
+            tail[known] = (2 * smallest).clamp(_SMALLEST, 1.0).log10().numpy()
+        return [Layers(*row) for row in zip(shift, tail, weights[..., 0], weights[..., 1], strict=True)]
+
+
+def _measured(record: Record, source: Source) -> tuple[float, ...]:
+    """The shift of the statistics in use, where the policy tests nothing."""
+    location, ratio = standardize(torch.stack(record.buffers).double(), source.units).unbind()
+    squared = float((location.square() + (ratio.log() / 2).square()) @ source.channel_weight)
+    return (squared, *(float("nan"),) * 6)
+
+
+def answers_of(passes: Sequence[Tensor | None]) -> list[tuple[float, Numbers | None]]:
+    """Mean entropy in nats and class shares (K,) of the answers (n, K) to each of some passes; all at once.
+
+    Rows with NaN do not count; a pass without any other has NaN and None.
+    """
+    told: list[tuple[float, Numbers | None]] = [(float("nan"), None)] * len(passes)
+    widths = {p.shape[1] for p in passes if p is not None}
+    for width in widths:
+        places = [place for place, p in enumerate(passes) if p is not None and p.shape[1] == width and len(p)]
+        if not places:
+            continue
+        some = torch.cat([passes[place] for place in places]).float()  # type: ignore[misc]
+        entropy, classes = torch.special.entr(some).sum(1).cpu().numpy(), some.argmax(1).cpu().numpy()
+        start = 0
+        for place in places:
+            stop = start + len(passes[place])  # type: ignore[arg-type]
+            finite = np.isfinite(entropy[start:stop])
+            if finite.any():
+                counts = np.bincount(classes[start:stop][finite], minlength=width)
+                told[place] = float(entropy[start:stop][finite].mean()), counts / finite.sum()
+            start = stop
+    return told

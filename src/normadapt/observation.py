@@ -1,0 +1,72 @@
+"""Looking on while a model adapts: what observers are shown of a pass, and the handle by which they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from normadapt.statistics import InstanceMoments
+from normadapt.streams import Record
+
+
+class Seen(NamedTuple):
+    """What an observer is shown of one adapting pass. Nothing in it may be changed; tensors may be kept.
+
+    Args:
+        records: Of all sites, in the order of `AdaptedModel.sites`.
+        moments: Of the finite instances, by site; None at a site that the model did not call, or where none was finite.
+        output: What the model returned.
+        probabilities: Class probabilities (n, K) of the output, finite instances alone; None where it gives none.
+        seconds: How long the pass took.
+    """
+
+    records: Sequence[Record]
+    moments: Sequence[InstanceMoments | None]
+    output: Any
+    probabilities: Tensor | None
+    seconds: float
+
+
+class Observer(Protocol):
+    """Anything to call with a stream's name and a `Seen`, after every adapting pass that succeeded.
+
+    The model's lock is held meanwhile: it should be quick.
+    """
+
+    def __call__(self, stream: str, seen: Seen, /) -> object:
+        """Look at what a pass did in a stream."""
+
+
+class Observation:
+    """One observer at work; `remove` ends it. It is its own context manager.
+
+    Args:
+        observer: Whom to call.
+        leave: Takes this observation off the model.
+    """
+
+    def __init__(self, observer: Callable[[str, Any], object], leave: Callable[[Observation], None]) -> None:
+        self.observer = observer
+        self.failures = 0
+        self.error: Exception | None = None
+        self._leave = leave
+
+    def show(self, stream: str, seen: Any) -> None:
+        """Call the observer; what it raises is counted in `failures` and kept in `error`, never raised."""
+        try:
+            self.observer(stream, seen)
+        except Exception as error:  # looking on may not cost anybody an answer
+            self.failures += 1
+            self.error = error.with_traceback(None)
+
+    def remove(self) -> None:
+        """Call the observer no more; a second time changes nothing."""
+        self._leave(self)
+
+    def __enter__(self) -> Observation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
