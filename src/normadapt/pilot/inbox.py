@@ -45,18 +45,12 @@ class Inbox:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        document = store.read_state(FOLLOWED)
-        self.is_new = document is None
-        if document is None:
-            ours = store.history(limit=1, kinds=_OURS)
-            self.seq = ours[0].seq if ours else 0
-        else:
-            self.seq = int(document["seq"])
+        self.is_new = store.read_state(FOLLOWED) is None
+        self.seq = _followed(store)
 
     def moved(self) -> Event | None:
         """The newest roll back that somebody else did and this pilot has not followed."""
-        events = self._store.history(limit=1, after=self.seq, kinds=["rollback"])
-        return events[0] if events else None
+        return _roll_back_after(self._store, self.seq)
 
     def words(self, *, tripped: bool) -> list[Word]:
         """What is to be followed, in the order of the log; a command is given out once.
@@ -78,3 +72,21 @@ class Inbox:
         last = max(backs + [word.seq for word in words if word.command == "rollback"], default=0)
         checked = [word._replace(void=word.command in _BEGIN_AGAIN and (tripped or word.seq < last)) for word in words]
         return sorted(done + checked)
+
+
+def unfollowed(store: Store) -> Event | None:
+    """The newest roll back that no pilot has followed yet, as far as the store knows."""
+    return _roll_back_after(store, _followed(store))
+
+
+def _followed(store: Store) -> int:
+    document = store.read_state(FOLLOWED)
+    if document is not None:
+        return int(document["seq"])
+    ours = store.history(limit=1, kinds=_OURS)
+    return ours[0].seq if ours else 0
+
+
+def _roll_back_after(store: Store, seq: int) -> Event | None:
+    events = store.history(limit=1, after=seq, kinds=["rollback"])
+    return events[0] if events else None
