@@ -338,3 +338,52 @@ def test_a_fork_of_a_pilot_answers_and_writes_nothing(tmp_path):
     assert runs_on(tmp_path)
     story.until("full")
     assert story.pilot.close() == 0
+
+
+# -- what another process goes on from ---------------------------------------------------------------------------------
+
+
+def test_another_setting_of_the_policy_begins_in_shadow_again(tmp_path):
+    story = Story(store=Store(tmp_path), policy=Follow(rate=0.02)).until("full")
+    same = restarted(story, policy=Follow(rate=0.02))
+    assert same.pilot.stage is Stage.FULL
+    other = restarted(same, policy=Follow(rate=1.0))
+    assert other.pilot.stage is Stage.SHADOW
+    reason = other.pilot.store.history(limit=1, kinds="transition")[0].facts["reason"]
+    assert "rate=0.02" in reason
+    assert "rate=1.0" in reason
+
+
+def test_the_ceiling_of_a_stage_is_no_other_setting(tmp_path):
+    canary = (StageRule(2000, 10.0, 0.25, share=0.5),)
+    story = Story(store=Store(tmp_path), plan=make_plan(canary=canary)).until("canary")
+    assert story.pilot.adapted.policy.max_weight == 0.25
+    assert restarted(story).pilot.stage is Stage.CANARY
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_labels_that_were_used_before_a_kill_are_used_once(whole, tmp_path):
+    plan = make_plan(promote_without_labels=False, save_every=1, shadow=StageRule(100_000, 0.0))
+    story = Story(store=Store(tmp_path), plan=plan)
+    for _ in range(20):
+        story.send()
+    story.pilot._trial.save(whole=True)
+    ids = list(story.pilot._trial.labels._answered)
+    assert all(story.pilot.label(id_, 0) for id_ in ids[:50])
+    if whole:
+        story.pilot._trial.save(whole=True)
+        story.pilot.label(ids[50], 0)
+    other = restarted(story)
+    assert other.pilot.status()["labels"]["of_this_stage"] == story.pilot.status()["labels"]["of_this_stage"]
+    assert not any(other.pilot.label(id_, 0) for id_ in ids[: 51 if whole else 50])
+    assert all(other.pilot.label(id_, 0) for id_ in ids[51:])
+
+
+def test_many_used_labels_make_the_answers_be_written_anew(tmp_path):
+    plan = make_plan(promote_without_labels=False, shadow=StageRule(100_000, 0.0), remember=5000)
+    story = Story(store=Store(tmp_path), plan=plan)
+    for _ in range(24):
+        story.send(n=50, labelled=True)
+    state = story.pilot.store.read_state("pilot")
+    assert len(state["labels"]["used"]) < 500
+    assert story.pilot.status()["labels"]["used"] == 1200
