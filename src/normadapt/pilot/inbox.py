@@ -52,23 +52,24 @@ class Inbox:
         """The newest roll back that somebody else did and this pilot has not followed."""
         return _roll_back_after(self._store, self.seq)
 
-    def words(self, *, tripped: bool) -> list[Word]:
+    def words(self, *, commands: bool, tripped: bool) -> list[Word]:
         """What is to be followed, in the order of the log; a command is given out once.
 
         A roll back makes older words to go on void: whoever said them meant what ran then.
 
         Args:
+            commands: Whether to take commands, which has to be written down.
             tripped: Whether the pilot has gone back itself, and the log does not show it yet.
         """
         moved = self.moved()
         done = [] if moved is None else [Word(moved.seq, "rollback", moved.facts)]
-        if not self._store.waiting_commands():
+        if not commands or not self._store.waiting_commands():
             return done
         with self._store.transaction() as store:  # should reading fail, the commands are not taken
-            commands = store.take_commands()
+            taken = store.take_commands()
             places = [event.seq for event in store.history(kinds=["command"])]
             backs = [event.seq for event in store.history(limit=1, kinds=["rollback"])]
-        words = [Word(places[c.number - 1], c.command, c.facts, c.number) for c in commands]
+        words = [Word(places[c.number - 1], c.command, c.facts, c.number) for c in taken]
         last = max(backs + [word.seq for word in words if word.command == "rollback"], default=0)
         checked = [word._replace(void=word.command in _BEGIN_AGAIN and (tripped or word.seq < last)) for word in words]
         return sorted(done + checked)

@@ -93,10 +93,10 @@ class Keeper:
             lease = Lease(store.path)
             try:
                 store.commit_source(adapted)
+                number = store.restore(adapted).number
                 # A handle of its own, with which a request waits for nobody; whoever gave `store` may be more patient.
                 own = Store(store.path, retain=store.retain, timeout=_WAIT)
                 self._inbox = Inbox(own)
-                number = store.restore(adapted).number
             except BaseException:
                 lease.release()
                 raise
@@ -243,21 +243,25 @@ class Keeper:
                     self._good[place] = good._replace(number=number)
 
     def poll(self, *, now: bool = False) -> list[Word]:
-        """What operators have said since the last look, in the order of the log; looks once a second."""
+        """What operators have said since the last look, in the order of the log; looks once a second.
+
+        A store that cannot be written may still be read: a roll back is followed then, too. Commands wait.
+        """
         moment = time.monotonic()
         if self._outbox is None or self._inbox is None or (moment < self._next_poll and not now):
             return []
-        if not self._outbox.may_try:
-            return []
         self._next_poll = moment + _POLL
+        may_write = self._outbox.may_try
         try:
             generation = self._outbox.store.generation()
             if generation == self._generation:
                 return []
-            words = self._inbox.words(tripped=self._outbox.back is not None)
-            self._generation = generation
+            words = self._inbox.words(commands=may_write, tripped=self._outbox.back is not None)
+            if may_write:
+                self._generation = generation
         except Exception as error:
-            self._outbox.ill(error)
+            if may_write:
+                self._outbox.ill(error)
             return []
         return words
 
