@@ -175,6 +175,24 @@ def test_streams_do_not_mix_between_threads():
     assert same(dict(sorted(outputs.items())), dict(sorted(separate(NET.model(), data).items())))
 
 
+def test_passes_that_change_nothing_keep_no_new_stream():
+    """As many names as there are sessions may ask the source, or a state that is held."""
+    model = NET.model().eval()
+    adapted, x = na.adapt(NET.model()), NET.source(4)
+    run(adapted, [x])
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    for number in range(20):
+        with adapted.stream(f"session {number}"):
+            for context in (adapted.as_source(), adapted.paused()):
+                with context:
+                    assert same(run(adapted, [x]), run(model, [x]))
+    assert adapted.streams == ("default",)
+    assert same(dict(adapted.state_dict()), before)
+    with adapted.stream("session 3"):
+        run(adapted, [x])
+    assert adapted.streams == ("default", "session 3")
+
+
 def test_reset_forgets(adapted):
     fresh = na.adapt(NET.model())
     with adapted.stream("other"):

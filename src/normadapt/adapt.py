@@ -121,7 +121,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """Names of the streams seen so far."""
+        """Names of the streams that have adapted or were looked at so far."""
         with self._lock:
             return tuple(self._streams)
 
@@ -167,12 +167,13 @@ class AdaptedModel(nn.Module):
             for module in self._modules_in_eval:  # somebody may have reached inside and switched one
                 if module.training:
                     module.training = False
-            stream = self._stream(setting.stream)
             if setting.mode == "source":
-                return self._answer_as_source(stream, args, kwargs)
-            self._install(stream)
+                return self._answer_as_source(self._stream_or_untouched(setting.stream), args, kwargs)
             if setting.mode == "paused" or not self._adapting:
+                self._install(self._stream_or_untouched(setting.stream))
                 return self.model(*args, **kwargs)
+            stream = self._stream(setting.stream)
+            self._install(stream)
             return self._answer_adapting(setting.stream, stream, args, kwargs)
 
     def _answer_as_source(self, stream: Stream, args: Any, kwargs: Any) -> Any:
@@ -224,6 +225,13 @@ class AdaptedModel(nn.Module):
             with outside_autograd():
                 self._streams[name] = self._untouched()
         return self._streams[name]
+
+    def _stream_or_untouched(self, name: str) -> Stream:
+        """For passes that change nothing: a name that nothing was learned for is not kept, there may be any number."""
+        if name in self._streams:
+            return self._streams[name]
+        with outside_autograd():
+            return self._untouched()
 
     def _untouched(self) -> Stream:
         return new_stream(self.policy, self._hooks, Composition(reference=self._class_frequencies))

@@ -21,7 +21,9 @@ from normadapt.pilot import Pilot, Plan, Transition
 from normadapt.pilot.drill import run_drill
 from normadapt.pilot.example_plan import EXAMPLE
 from normadapt.pilot.faults import FAULTS, Injection, Injector
+from normadapt.pilot.inbox import unfollowed
 from normadapt.pilot.keeper import STATE
+from normadapt.pilot.lease import runs_on
 from normadapt.pilot.status import STATUS
 from normadapt.pilot.traffic import SteppedClock, send_traffic
 from normadapt.pilot_tables import (
@@ -39,6 +41,7 @@ from normadapt.store import Store
 
 pilot = typer.Typer(no_args_is_help=True, add_completion=False, help="A trial of the adapted model, step by step.")
 
+_ADAPTING = ("shadow", "canary", "full")  # stages in which the model has moved on from the head, the last good one
 _SPEC = "package.module:callable or path/file.py:callable"
 StoreFolder = Annotated[
     Path, typer.Option("--store", metavar="DIR", help="The trial's store.", show_default=False, file_okay=False)
@@ -154,17 +157,33 @@ def write_plan(
 
 @pilot.command("status")
 def show_status(store: StoreFolder, as_json: AsJson = False) -> None:
-    """Where the trial stands, as of its last saving."""
+    """Where the trial stands, as of its last saving, and what operators have done since."""
     with Store(store, create=False) as kept:
-        told = kept.read_state(STATUS)
+        told, waiting = kept.read_state(STATUS), kept.waiting_commands()
+        moved = unfollowed(kept)
     if told is None:
         raise SpecError(
             f"no pilot has run on {store} yet\n  -> normadapt pilot run MODEL DATA --plan FILE --store {store}"
         )
+    running = runs_on(store)
     if as_json:
-        print_json(plain(told))
+        commands = [asdict(command) for command in waiting]
+        head = None if moved is None else {"to": moved.facts["to"], "by": moved.facts["by"]}
+        print_json(plain({**told, "running": running, "waiting_commands": commands, "moved_head": head}))
         return
-    Console().print(status_table(told, time.time()))
+    console = Console()
+    console.print(status_table(told, time.time()))
+    lines = []
+    if not running:
+        lines.append(f"No pilot runs on this store now; all of this is as of {_ago(told)}.")
+    if moved is not None:
+        by = moved.facts["by"] or "somebody"
+        lines.append(f"Since then {by} has rolled back to snapshot {moved.facts['to']}, which a pilot has to follow.")
+    if waiting:
+        names = ", ".join(f"{command.number} ({command.command})" for command in waiting)
+        lines.append(f"Commands that wait for a pilot: {names}.")
+    for line in lines:
+        console.print(f"\n{line}", style="yellow", markup=False, highlight=False)
 
 
 @pilot.command()
@@ -193,19 +212,28 @@ def rollback(
     store: StoreFolder,
     to: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="A snapshot's number; 0 is the source. Default: the last good."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="A snapshot's number; 0 is the source. Default: the last good one, as `pilot status` names it; once "
+            "that is in use, the good one before it.",
+        ),
     ] = None,
     by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who wants it, for the log.")] = "the command line",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the log.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Go back to a snapshot; nothing is deleted. A running pilot follows within a second."""
-    with Store(store, create=False) as kept:
-        before, after = kept.head().number, kept.rollback(to, by=by, reason=reason)
+    with Store(store, create=False) as kept, kept.transaction():
+        before = kept.head()
+        stage = (kept.read_state(STATUS) or {}).get("stage")
+        if to is None and stage in _ADAPTING and before.good and unfollowed(kept) is None:
+            to = before.number  # what adapts has moved on from it
+        after = kept.rollback(to, by=by, reason=reason)
     if as_json:
-        print_json(plain({"from": before, "to": after.number, "note": after.note, "created": after.created}))
+        print_json(plain({"from": before.number, "to": after.number, "note": after.note, "created": after.created}))
         return
-    Console().print(f"from snapshot {before} to {after.number} ({after.note})", markup=False, highlight=False)
+    Console().print(f"from snapshot {before.number} to {after.number} ({after.note})", markup=False, highlight=False)
 
 
 def history(
@@ -282,8 +310,17 @@ def register(app: typer.Typer) -> None:
 
 def _send(store: Path, command: str, **facts: Any) -> None:
     with Store(store, create=False) as kept:
-        number = kept.send(command, **facts)
-    typer.echo(f"command {number} ({command}) is left for the pilot, which takes it within a second of a request")
+        number, told = kept.send(command, **facts), kept.read_state(STATUS)
+    left = f"command {number} ({command}) is left for the "
+    if runs_on(store):
+        typer.echo(left + "pilot, which takes it within a second of a request")
+    else:
+        last = "none has run yet" if told is None else f"the last one saved its state {_ago(told)}"
+        typer.echo(left + f"next pilot: none runs on this store now, {last}. A roll back before that makes it void")
+
+
+def _ago(status: dict[str, Any]) -> str:
+    return f"{max(time.time() - float(status['saved']), 0):,.0f} s ago"
 
 
 def _last_reading(store: Store) -> float:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from normadapt.pilot import Transition
 from normadapt.pilot.drill import DrillResult
-from normadapt.pilot.keeper import AT
+from normadapt.pilot.outbox import AT
 from normadapt.pilot.rehearsal import BATCH, TICK, Step
 from normadapt.store import Event, Verification
 

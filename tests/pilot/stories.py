@@ -152,6 +152,12 @@ class Story:
         raise AssertionError(f"no trip: {self.pilot.status()['guards']}")
 
 
+def killed(story):
+    """As if the process had ended just now: the system takes its lock back, and nothing more is written."""
+    if story.pilot._keeper._outbox is not None:
+        story.pilot._keeper._outbox._lease.release()
+
+
 def nan(x):
     """A broken camera."""
     return x * float("nan")

@@ -157,6 +157,47 @@ def test_rollback_moves_the_head_and_the_next_run_follows(spec):
     assert "no snapshot 99" in call("rollback", "--store", "store", "--to", 99, code=2).stderr
 
 
+def test_who_commands_while_nobody_runs_is_told_so_and_a_roll_back_makes_it_void(spec):
+    run("--items", 320, "--labels", "none")
+    said = call("pilot", "promote", "--store", "store", "--by", "ann", "--force").stdout
+    assert "command 1 (promote) is left for the next pilot: none runs on this store now, the last one saved" in said
+    call("rollback", "--store", "store", "--to", 0, "--by", "ben")
+    said = " ".join(call("pilot", "status", "--store", "store").stdout.split())
+    assert "No pilot runs on this store now" in said
+    assert "ben has rolled back to snapshot 0, which a pilot has to follow" in said
+    assert "Commands that wait for a pilot: 1 (promote)." in said
+    told = json.loads(call("pilot", "status", "--store", "store", "--json").stdout)
+    assert told["running"] is False
+    assert [command["command"] for command in told["waiting_commands"]] == ["promote"]
+    assert told["moved_head"] == {"to": 0, "by": "ben"}
+    after = run("--items", 64)["status"]
+    assert after["stage"] == "rolled_back"
+    assert after["serving"] == "source"
+    told = json.loads(call("pilot", "status", "--store", "store", "--json").stdout)
+    assert told["waiting_commands"] == []
+    assert told["moved_head"] is None
+
+
+def test_who_commands_a_running_pilot_is_told_so(spec):
+    with Pilot(stories.make_model(), store="store", plan=stories.make_plan(), policy=stories.Follow()) as pilot:
+        pilot(stories.images(4)[0])
+        said = call("pilot", "pause", "--store", "store", "--by", "ann").stdout
+        assert "left for the pilot, which takes it within a second" in said
+        assert json.loads(call("pilot", "status", "--store", "store", "--json").stdout)["running"] is True
+        assert "another pilot runs on the store" in run(code=2).stderr
+
+
+def test_a_roll_back_goes_to_the_last_good_snapshot_that_status_names(spec):
+    run("--items", 1500)
+    named = json.loads(call("pilot", "status", "--store", "store", "--json").stdout)["snapshot"]
+    assert named > 1
+    done = json.loads(call("rollback", "--store", "store", "--json").stdout)
+    assert done["to"] == named
+    again = json.loads(call("rollback", "--store", "store", "--json").stdout)
+    assert again["to"] == named - 1
+    assert run("--items", 16)["status"]["serving"] == f"snapshot {named - 1}"
+
+
 def test_verify_says_all_is_well_until_it_is_not(spec):
     run("--items", 300)
     assert call("verify", "--store", "store").stdout.startswith("all is well: ")

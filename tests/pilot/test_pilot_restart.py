@@ -10,12 +10,14 @@ import torch
 from normadapt.errors import SnapshotError
 from normadapt.pilot import Score, Stage, StageRule
 from normadapt.pilot.keeper import STATE
+from normadapt.pilot.resuming import document
 from normadapt.store import Store
-from pilot.stories import GUARDS, Story, make_model, make_plan, nan, poison
+from pilot.stories import GUARDS, Story, killed, make_model, make_plan, nan, poison
 
 
 def restarted(story, tmp_path, plan=None):
     """Another process: the clock and the traffic go on, everything else comes from the store."""
+    killed(story)
     other = Story(store=Store(tmp_path), plan=plan or story.pilot.plan, model=story.model, clock=story.clock)
     other.sent = story.sent
     return other
@@ -23,7 +25,7 @@ def restarted(story, tmp_path, plan=None):
 
 def everything(pilot):
     """All that a trial knows, without what the last moments before the end added."""
-    state = pilot._trial.to_dict()
+    state = document(pilot._trial)
     del state["counts"]
     return state
 
@@ -70,10 +72,10 @@ def test_a_process_that_is_killed_loses_no_transition(tmp_path):
     story = Story(store=Store(tmp_path)).until("full")
     other = restarted(story, tmp_path)  # the old one was not closed
     assert other.pilot.stage is Stage.FULL
-    story.until_trip(change=poison)
-    other = restarted(story, tmp_path)
-    assert other.pilot.stage is Stage.ROLLED_BACK
-    assert other.pilot.serving == story.pilot.serving
+    other.until_trip(change=poison)
+    third = restarted(other, tmp_path)
+    assert third.pilot.stage is Stage.ROLLED_BACK
+    assert third.pilot.serving == other.pilot.serving
 
 
 def test_another_plan_begins_in_shadow_again(tmp_path):
@@ -97,10 +99,10 @@ def test_a_state_that_makes_no_sense_is_refused_and_noted(tmp_path):
     state = story.pilot.store.read_state(STATE)
     for spoiled in ({**state, "watch": {}}, {**state, "format": 99}, {**state, "position": {"stage": "dreaming"}}):
         story.pilot.store.write_state(STATE, spoiled)
-        other = restarted(story, tmp_path)
-        assert other.pilot.events[-1].kind == "state refused"
-        other.send()
-        assert other.pilot.stage is Stage.SHADOW
+        story = restarted(story, tmp_path)
+        assert story.pilot.events[-1].kind == "state refused"
+        story.send()
+        assert story.pilot.stage is Stage.SHADOW
 
 
 def test_a_store_of_another_model_is_refused(tmp_path):
@@ -148,7 +150,7 @@ def test_a_locked_store_is_waited_for_briefly_and_catches_up(tmp_path):
     assert story.pilot.stage is Stage.ROLLED_BACK
     lock.execute("ROLLBACK")
     lock.close()
-    story.pilot._keeper._next_try = 0.0  # a second or so later
+    story.pilot._keeper._outbox._next_try = 0.0  # a second or so later
     story.send()
     assert story.pilot.status()["store"] == {"path": str(tmp_path), "trouble": None, "waiting": 1}
     story.pilot._keeper.flush()
@@ -162,9 +164,9 @@ def test_a_locked_store_is_waited_for_briefly_and_catches_up(tmp_path):
 def test_a_roll_back_that_waited_for_the_store_does_not_undo_a_later_commit(tmp_path):
     story = Story(store=Store(tmp_path)).until("canary")
     keeper = story.pilot._keeper
-    keeper._next_try = float("inf")
+    keeper._outbox._next_try = float("inf")
     story.pilot.rollback("ann")
-    keeper._next_try = 0.0
+    keeper._outbox._next_try = 0.0
     assert keeper.commit("later")
     assert story.pilot.store.head().number == keeper.number == 2
     keeper.flush()

@@ -20,7 +20,7 @@ from normadapt.pilot import (
 )
 from normadapt.pilot.verdict import Outcome
 from normadapt.policies import Track
-from pilot.stories import GUARDS, Follow, Story, images, make_model, make_plan, nan
+from pilot.stories import GUARDS, Follow, Story, images, make_model, make_plan, nan, poison
 
 NEEDS_LABELS = {"promote_without_labels": False}
 
@@ -69,6 +69,42 @@ def test_an_operators_word_is_enough_where_the_stage_is_complete_and_not_before(
     story.send()
     story.pilot.promote("ann", force=True)
     assert story.pilot.share == 0.5
+
+
+def test_a_loud_guard_refuses_a_word_that_is_not_forced():
+    story = Story(plan=make_plan(**NEEDS_LABELS))
+    for _ in range(40):
+        story.send()
+    story.pilot.promote("ann")
+    for _ in range(30):
+        story.send()
+    while story.pilot.watch.level < 0.6:
+        story.send(change=poison)
+    level = story.pilot.watch.level
+    with pytest.raises(ValueError, match=r"canary is not complete: guard disagreement is at \d+% of its threshold"):
+        story.pilot.promote("ann")
+    assert story.pilot.share == 0.25
+    assert story.pilot.watch.level == level
+    story.pilot.promote("ann", force=True)
+    assert story.pilot.share == 0.5
+
+
+def test_a_word_to_go_on_from_the_last_stage_is_refused():
+    story = Story().until("full")
+    with pytest.raises(ValueError, match="full is the last stage"):
+        story.pilot.promote("ann", force=True)
+    story.pilot.pause("ann")
+    story.pilot.promote("ann", force=True)  # it ends a pause
+    assert not story.pilot.position.paused
+    story.until_trip(change=nan)
+    story.until("full")
+    story.pilot.promote("ann", force=True)  # and forgets roll backs
+    assert story.pilot.position.rollbacks == 0
+
+
+def test_events_can_be_cut():
+    story = Story().until("canary")
+    assert [event.kind for event in story.pilot.events[-2:]] == ["short shadow", "transition"]
 
 
 def test_labels_that_do_not_show_it_promote_nothing():

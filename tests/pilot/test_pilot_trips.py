@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normadapt.pilot import LabelledError, Latency, Score, Stage, StageRule, VarianceRatio
-from normadapt.pilot.verdict import Outcome
+from normadapt.pilot.verdict import QUIET, Outcome
 from normadapt.store import Store
 from pilot.stories import GUARDS, Follow, Story, make_plan, nan, poison
 
@@ -238,6 +238,36 @@ def test_a_quiet_guard_lets_snapshots_be_good_and_a_loud_one_does_not(tmp_path):
         story.send(change=poison)
         if story.pilot.watch.level > 0.6:
             assert story.pilot.store.head().number == before
+
+
+def test_a_state_that_a_guard_was_loud_after_is_not_good():
+    """A guard's alarm that passes by itself: what was under consideration before it is dropped all the same."""
+    story = Story(plan=make_plan(full=StageRule(10_000, 10.0))).until("full")
+    keeper, trial = story.pilot._keeper, story.pilot._trial
+    while keeper.candidate is None or trial.since_commit > 40:
+        story.send()
+    considered = keeper.candidate
+    while story.pilot.watch.level <= QUIET:
+        story.send(change=poison)
+    assert keeper.candidate is None
+    story.pilot.watch.restart()  # it is quiet again
+    while keeper.candidate is None:
+        story.send()
+    while trial.since_commit > 40:
+        story.send()
+    assert all(good.held is not considered.held for good in keeper._good)
+
+
+def test_another_snapshot_behind_the_arm_begins_evidence_anew(tmp_path):
+    story = Story(store=Store(tmp_path), plan=make_plan(cool_down=10_000.0)).until("full")
+    story.until_trip(change=nan)
+    guard = story.pilot.watch.states["disagreement"]
+    for number in (1, 2):
+        guard._processes[0][1].take([1.0] * 4)
+        assert story.pilot.watch.level > QUIET
+        story.pilot.rollback("ann", to=number)
+        assert story.pilot.watch.level == 0
+        assert story.pilot.status()["items"] == 0
 
 
 def test_an_operators_rollback_waits_for_an_operator(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normadapt.pilot.keeper import AT
+from normadapt.pilot.outbox import AT
 
 _QUIET = frozenset({"digest", "fingerprint", "file", "bytes", "log_value", "threshold", AT})
 

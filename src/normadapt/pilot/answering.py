@@ -127,7 +127,8 @@ class Desk:
                         continue
                     if request.ids is not None:
                         names = [request.ids[place] for place in pair.places]
-                        trial.remember(names, ours_said.classes, theirs_said.classes)
+                        classes = pair.adapted.shape[1] if self._predictions is None else None  # of logits (n, K)
+                        trial.remember(names, ours_said.classes, theirs_said.classes, classes)
                     self._show(request.stream, ours_said.classes, theirs_said.classes)
         except Exception as error:  # a guard that cannot see is no guard
             return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}")

@@ -1,14 +1,36 @@
-"""The ceiling of the weight on the test statistics, which grows with the stage: a trial can begin cautiously."""
+"""The policy on trial: what it is, and the ceiling of its weight on the test statistics, which grows with the stage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import PlanError
 from normadapt.pilot.plan import StageRule
+
+
+def describe_policy(policy: Any) -> str:
+    """A policy with its settings in one line, the same in every process: what baselines were learned with."""
+    kind = f"{type(policy).__module__}.{type(policy).__qualname__}"
+    if not is_dataclass(policy):
+        return kind
+    settings = [f"{field.name}={_described(getattr(policy, field.name))}" for field in fields(policy)]
+    return f"{kind}({', '.join(settings)})"
+
+
+def _described(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_described(part)}' for key, part in value.items())}}}"
+    if is_dataclass(value):
+        return describe_policy(value)
+    named = value if hasattr(value, "__qualname__") else type(value)  # a repr may hold an address
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class Ceiling:

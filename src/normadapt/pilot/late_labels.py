@@ -16,6 +16,8 @@ import torch
 from normadapt.pilot.e_process import EProcess
 from normadapt.pilot.routing import Id
 
+_LONG = 1000  # labels that the document of the answers may lag behind; beyond it, it is written anew
+
 # Two models that mostly agree give signals of 1/2 that hardly scatter: there large bets pay, elsewhere small ones.
 _BETS = (0.03, 0.1, 0.3, 0.6, 0.95)
 
@@ -55,7 +57,9 @@ class LateLabels:
         self.matched = 0
         self.unmatched = 0
         self.outdated = 0
-        self._evidence = self._new_evidence()
+        self.classes: int | None = None  # that the model knows, once it has answered
+        self._used: list[str] = []  # ids that were labelled since all answers were written
+        self.restart()
 
     def __len__(self) -> int:
         return len(self._answered)
@@ -67,8 +71,25 @@ class LateLabels:
 
     @property
     def evidence(self) -> float:
-        """Log e-value against "worse by the margin or more"; the largest so far, as the test may stop at any time."""
-        return self._evidence.peak
+        """Log e-value now against "worse by the margin or more".
+
+        The largest so far would be enough for the test, but not for a promotion: harm may have begun since.
+        """
+        return self._evidence.log_value
+
+    @property
+    def against(self) -> float:
+        """Log e-value now against "worse by the margin at most"."""
+        return self._against.log_value
+
+    @property
+    def long(self) -> bool:
+        """Whether it is time to write all answers anew, because many were labelled since."""
+        return len(self._used) >= _LONG
+
+    def is_class(self, label: int) -> bool:
+        """Whether the model may give this class."""
+        return label >= 0 and (self.classes is None or label < self.classes)
 
     def remember(
         self, ids: Iterable[Id], adapted: Sequence[int], source: Sequence[int], era: int, visit: int, moment: int
@@ -88,36 +109,47 @@ class LateLabels:
             self.unmatched += 1
         else:
             self.matched += 1
+            self._used.append(str(id))
         return found
 
     def weigh(self, adapted_wrong: bool, source_wrong: bool) -> None:
         """Take in a label of this stage."""
         self._evidence.update((1 - adapted_wrong + source_wrong) / 2)
+        self._against.update((1 + adapted_wrong - source_wrong) / 2)
 
     def restart(self) -> None:
         """Another stage: its labels speak for themselves."""
-        self._evidence = self._new_evidence()
+        self._evidence = EProcess((1 - self._margin) / 2, grid=_BETS)
+        self._against = EProcess((1 + self._margin) / 2, grid=_BETS)
 
     def to_dict(self, *, answered: bool) -> dict[str, Any]:
-        """Plain data; with what was answered if that is wanted, too, which may be long."""
-        state = {
+        """Plain data: with what was answered, which may be long, or with the ids labelled since that was written."""
+        state: dict[str, Any] = {
             "matched": self.matched,
             "unmatched": self.unmatched,
             "outdated": self.outdated,
             "evidence": self._evidence.to_dict(),
+            "against": self._against.to_dict(),
+            "classes": self.classes,
         }
-        return state | ({"answered": [[key, *value] for key, value in self._answered.items()]} if answered else {})
+        if answered:
+            self._used = []
+            return state | {"answered": [[key, *value] for key, value in self._answered.items()]}
+        return state | {"used": list(self._used)}
 
     def from_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `to_dict` described."""
         self.matched, self.unmatched = int(state["matched"]), int(state["unmatched"])
         self.outdated = int(state["outdated"])
         self._evidence = EProcess.from_dict(state["evidence"])
+        if "against" in state:  # an earlier version did not say
+            self._against = EProcess.from_dict(state["against"])
+            self.classes = None if state["classes"] is None else int(state["classes"])
+        self._used = [str(key) for key in state.get("used", ())]
+        used = set(self._used)
         for key, *values in state.get("answered", ()):
-            self._answered[key] = Answered(*map(int, values))
-
-    def _new_evidence(self) -> EProcess:
-        return EProcess((1 - self._margin) / 2, grid=_BETS)
+            if key not in used:
+                self._answered[key] = Answered(*map(int, values))
 
 
 def as_class(label: object) -> int | None:

@@ -1,10 +1,11 @@
-"""What operators may want of a trial, whether they call a method or send a command by way of the store."""
+"""What operators may want of a trial: they call a method, send a command through the store, or roll back there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from normadapt.pilot.inbox import Word
 from normadapt.pilot.stages import Cause, Stage
 from normadapt.pilot.trial import Trial
 
@@ -43,6 +44,20 @@ def carry_out(trial: Trial, command: str, facts: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown command {command!r} -> {', '.join(COMMANDS)}")
 
 
+def follow(trial: Trial, word: Word) -> None:
+    """Do what an operator has said by way of the store.
+
+    Raises:
+        ValueError: As `carry_out`; also if the word is void.
+    """
+    if word.number is None:
+        trial.follow_head(word.seq, word.facts)
+    elif word.void:
+        raise ValueError(f"{word.command}: a roll back came after it -> send it again if it is still wanted")
+    else:
+        carry_out(trial, word.command, word.facts)
+
+
 def _promote(trial: Trial, by: str, force: bool) -> None:
     stage = trial.position.stage
     if stage is Stage.SHADOW and trial.items == 0:
@@ -50,4 +65,5 @@ def _promote(trial: Trial, by: str, force: bool) -> None:
     missing = trial.missing()
     if missing and not force:
         raise ValueError(f"promote: {stage.value} is not complete: {'; '.join(missing)} -> wait, or force=True")
-    trial.move(Cause.PROMOTED, by)
+    if not trial.move(Cause.PROMOTED, by):
+        raise ValueError(f"promote: {stage.value} is the last stage, and nothing holds it -> nothing to be done")

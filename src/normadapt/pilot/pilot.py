@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
 from normadapt.pilot.late_labels import as_class
-from normadapt.pilot.operators import carry_out
+from normadapt.pilot.operators import carry_out, follow
 from normadapt.pilot.plan import Plan
 from normadapt.pilot.routing import Id
 from normadapt.pilot.stages import Position, Stage, Transition
@@ -52,6 +51,7 @@ class Pilot(nn.Module):
 
     Raises:
         PlanError: If there is no plan, or it does not fit the policy.
+        StoreLockedError: If another pilot runs on the store, in this process or another.
         StoreError, SnapshotError: If the store cannot be used, or is another model's.
         UnsupportedLayerError, ProfileMismatchError: As `adapt`.
 
@@ -90,7 +90,11 @@ class Pilot(nn.Module):
         self.before_closing: list[Callable[[], object]] = []
         self._lock = threading.RLock()
         self._keeper = Keeper(self.adapted, self.store)
-        self._trial = Trial(plan, self.adapted, self._keeper, clock)
+        try:
+            self._trial = Trial(plan, self.adapted, self._keeper, clock)
+        except BaseException:
+            self._keeper.abandon()
+            raise
         self._desk = Desk(self._trial, Arms(self.adapted), predictions)
         self.register_load_state_dict_pre_hook(_refuse_load)  # type: ignore[no-untyped-call]
         self._keeper.flush()
@@ -128,9 +132,9 @@ class Pilot(nn.Module):
         return self._trial.watch
 
     @property
-    def events(self) -> deque[Occurrence]:
+    def events(self) -> tuple[Occurrence, ...]:
         """The last thousand events, the newest last; the store has them all."""
-        return self._keeper.events
+        return self._keeper.occurrences()
 
     def verdict(self) -> Verdict:
         """On the present stage: pass, fail or inconclusive, and why."""
@@ -204,8 +208,9 @@ class Pilot(nn.Module):
         """The true class of an item, whenever it becomes known; the adapted model never sees it.
 
         Args:
-            id: As it was given with the request.
-            y: The class, a whole number.
+            id: As it was given with the request; 1 and "1" are the same id. An id that was given again before its label
+                came stands for its last item.
+            y: The class, a whole number from 0, below the model's number of classes.
 
         Returns:
             Whether it could be used: False for an id that is unknown, forgotten, was labelled before or was answered by
@@ -216,7 +221,11 @@ class Pilot(nn.Module):
                 trial = self._trial
                 label = as_class(y)
                 if label is None or isinstance(id, bool) or not isinstance(id, (str, int)):
-                    self._keeper.tally("strange label")
+                    self._keeper.tally("strange label", reason="the id or the label is none")
+                    return False
+                if not trial.labels.is_class(label):
+                    known = "" if trial.labels.classes is None else f" to {trial.labels.classes - 1}"
+                    self._keeper.tally("strange label", reason=f"expected a class from 0{known}; got {label}")
                     return False
                 answered = trial.labels.match(id)
                 if answered is None:
@@ -237,10 +246,11 @@ class Pilot(nn.Module):
 
         Args:
             by: Who says so.
-            force: Even though the stage has not had its items and its time.
+            force: Even though the stage has not had its items and its time, a guard is loud or labels say that it is
+                worse.
 
         Raises:
-            ValueError: If the stage has not had them.
+            ValueError: If the stage is not complete, or is the last one.
         """
         self._operate("promote", {"by": by, "force": force})
 
@@ -253,7 +263,10 @@ class Pilot(nn.Module):
         self._operate("resume", {"by": by})
 
     def rollback(self, by: str, to: int | None = None, reason: str = "") -> None:
-        """Go back to a snapshot (the last good one by default), which answers the share until an operator says more.
+        """Go back to a snapshot, which answers the share until an operator says more.
+
+        By default to the last good one, which `status` names; where that is in use already it stays. `to` leads further
+        back, and forward again.
 
         Raises:
             ValueError, StoreError, SnapshotError: If there is no such snapshot.
@@ -283,19 +296,11 @@ class Pilot(nn.Module):
 
     def _obey(self, *, now: bool = False) -> None:
         """Follow what operators sent by way of the store."""
-        commands, moved = self._keeper.poll(now=now)
-        try:
-            if moved is not None:
-                facts = self._keeper.moved_by_others() or {}
-                by = str(facts.get("by") or "another process")
-                self._trial.roll_back(moved, by, str(facts.get("reason", "")), head=False)
-        except ValueError as error:
-            self._keeper.note("roll back refused", to=moved, reason=str(error))
-        for command in commands:
+        for word in self._keeper.poll(now=now):
             try:
-                carry_out(self._trial, command.command, command.facts)
+                follow(self._trial, word)
             except ValueError as error:
-                self._keeper.note("command refused", command=command.command, number=command.number, reason=str(error))
+                self._keeper.note("command refused", command=word.command, number=word.number, reason=str(error))
 
     def _call_back(self) -> None:
         """Tell of transitions, outside the lock."""
@@ -329,8 +334,14 @@ class Pilot(nn.Module):
             "a Pilot cannot be copied or pickled: two must not write one trial -> copy pilot.adapted instead"
         )
 
-    def close(self) -> None:
-        """Save the state for the next process and let go of the store; a request after it is answered from memory."""
+    def close(self) -> int:
+        """Save the state for the next process and let go of the store; a request after it is answered from memory.
+
+        It raises nothing. What could not be written is lost with the process, and the logger "normadapt" warns of it.
+
+        Returns:
+            How many writes the store did not take: 0 if all is on the disk.
+        """
         with self._lock:
             for last in self.before_closing:
                 try:
@@ -338,9 +349,10 @@ class Pilot(nn.Module):
                 except Exception as error:
                     self._keeper.tally("callback trouble", reason=repr(error))
             self._trial.save(whole=True)
-            self._keeper.close()
+            lost = self._keeper.close()
             if self._opened_here and self.store is not None:
                 self.store.close()
+            return lost
 
     def __enter__(self) -> Pilot:
         return self

@@ -8,24 +8,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from normadapt.adapt import AdaptedModel
+from normadapt.errors import NormadaptError
 from normadapt.pilot.baseline import BURSTS_SHOW
-from normadapt.pilot.ceiling import Ceiling
+from normadapt.pilot.ceiling import Ceiling, describe_policy
 from normadapt.pilot.keeper import ANSWERED, STATE, Keeper
 from normadapt.pilot.late_labels import Answered, LateLabels
 from normadapt.pilot.plan import Plan, StageRule
+from normadapt.pilot.resuming import document, resume
 from normadapt.pilot.routing import Id
 from normadapt.pilot.signals import Signals, labelled_signals
 from normadapt.pilot.stages import Cause, Position, Stage, Transition, advance, same_place
 from normadapt.pilot.status import STATUS, status
 from normadapt.pilot.timing import TrafficTime
-from normadapt.pilot.verdict import QUIET, Findings, Outcome, Verdict, incomplete, judge
+from normadapt.pilot.verdict import QUIET, Findings, Outcome, Verdict, incomplete, judge, warnings
 from normadapt.pilot.watch import Trip, Watch
-
-_FORMAT = 2
 
 
 class Trial:
@@ -48,16 +47,17 @@ class Trial:
         self.position = Position()
         self.watch = Watch(plan.guards, plan.alpha)
         self.labels = LateLabels(plan.remember, plan.label_margin, plan.label_alpha)
-        self.era = self.visit = 0
+        self.era = self.visit = 0  # roll backs and transitions: see `Answered`
         self.items = 0  # answered by the arm in this stage
         self.answered: Counter[str] = Counter()
         self.failure = ""
         self.transitions: list[Transition] = []
-        self._since_commit = self._since_save = 0
+        self.since_commit = self._since_save = 0  # items
         self._lowest: dict[str, tuple[float, int]] = {}  # by guard: log e-value, and the moment
+        self.policy = describe_policy(adapted.policy)
         self._ceiling = Ceiling(adapted, (plan.shadow, *plan.canary, plan.full))
         self.keeper.now = self.time.now()
-        self._resume()
+        resume(self)
 
     # -- what stands ---------------------------------------------------------------------------------------------
 
@@ -100,6 +100,7 @@ class Trial:
             loudness=0.0 if loudest is None else loudest.log_value / self.watch.threshold,
             labels=self.labels.count,
             label_evidence=self.labels.evidence,
+            labels_against=self.labels.against >= self.labels.threshold,
             paused=self.position.paused,
             failure=self.failure,
         )
@@ -132,7 +133,7 @@ class Trial:
         if trip is None:
             self.items += items
             self.keeper.moment += items
-            self._since_commit += items
+            self.since_commit += items
         return trip
 
     def _update(self, rows: Signals, moment: int) -> Trip | None:
@@ -174,8 +175,18 @@ class Trial:
             return False  # most requests end here; the verdict would say the same in words
         return self.verdict().outcome is Outcome.PASS and self.move(Cause.PASSED)
 
-    def remember(self, ids: Sequence[Id], adapted: Sequence[int], source: Sequence[int]) -> None:
-        """Keep the classes that both models gave to some items, for labels that may come."""
+    def remember(
+        self, ids: Sequence[Id], adapted: Sequence[int], source: Sequence[int], classes: int | None = None
+    ) -> None:
+        """Keep the classes that both models gave to some items, for labels that may come.
+
+        Args:
+            ids: Of the items.
+            adapted: Classes that the adapted model gave them.
+            source: Classes that the source gave them.
+            classes: How many the model knows, where that is known.
+        """
+        self.labels.classes = classes or self.labels.classes
         self.labels.remember(ids, adapted, source, self.era, self.visit, self.keeper.moment)
 
     def label(self, answered: Answered, label: int) -> Trip | None:
@@ -203,17 +214,31 @@ class Trial:
         self.failure = f"rolled back by {by}" + (f": {reason}" if reason else "")
         if self.move(Cause.ROLLED_BACK, by, reason, head=head):
             return
-        self.keeper.back(by, reason, head=head)  # it was off or rolled back: another snapshot, the same stage
-        self.era += 1
-        self.watch.restart()
+        self._go_back(by, reason, head=head)  # it was off or waits already: another snapshot, the same stage
         self.keeper.note("rolled back", to=self.keeper.number, by=by, reason=reason)
         self.save(whole=True)
 
+    def follow_head(self, seq: int, facts: Mapping[str, Any]) -> None:
+        """Go where somebody has moved the store's head; to the source where that snapshot cannot be used.
+
+        Args:
+            seq: The roll back's place in the log.
+            facts: Its particulars, as `Store.rollback` wrote them.
+        """
+        by, reason = str(facts.get("by") or "another process"), str(facts.get("reason", ""))
+        self.keeper.followed(seq)
+        try:
+            self.roll_back(facts["to"], by, reason, head=False)
+        except (ValueError, NormadaptError) as error:  # who rolls back wants the adapted model to answer no more
+            self.keeper.note("roll back refused", to=facts["to"], reason=str(error).splitlines()[0])
+            self.roll_back(0, by, reason)
+
     def missing(self) -> tuple[str, ...]:
-        """What the stage itself still lacks before an operator's word is enough."""
+        """What speaks against an operator's word to go on, unless it is a forced one."""
         if self.position.stage in (Stage.OFF, Stage.ROLLED_BACK):
             return ()
-        return incomplete(self.findings(), self.rule, self.plan)
+        findings = self.findings()
+        return incomplete(findings, self.rule, self.plan) + warnings(findings, self.plan)
 
     # -- moving --------------------------------------------------------------------------------------------------
 
@@ -227,9 +252,8 @@ class Trial:
             self._commit(f"{before.stage.value} {cause.value}")
         self.position = after
         if after.stage is Stage.ROLLED_BACK and cause in (Cause.TRIPPED, Cause.ROLLED_BACK):
-            self.era += 1
-            self.keeper.back(by or "the pilot", reason, head=head)
-        if not same_place(before, after):
+            self._go_back(by or "the pilot", reason, head=head)
+        elif not same_place(before, after):
             self._enter()
         move = Transition(self.keeper.now, cause, before, after, self.serving, by, reason)
         self.transitions.append(move)
@@ -237,11 +261,17 @@ class Trial:
         self.save(whole=True)
         return True
 
+    def _go_back(self, by: str, reason: str, *, head: bool) -> None:
+        """The last good snapshot is behind the arm: what was seen of another model says nothing of it."""
+        self.era += 1
+        self.keeper.back(by, reason, head=head)
+        self._enter()
+
     def _enter(self) -> None:
         """Another stage, or another model behind the arm: counts begin anew."""
         learned = self.items
         self.visit += 1
-        self.items = self._since_commit = 0
+        self.items = self.since_commit = 0
         self._lowest = {}
         self.keeper.candidate = None
         self.time.restart()
@@ -279,74 +309,30 @@ class Trial:
         would not help.
         """
         if self.watch.level > QUIET or not self.adapting or self.position.share == 0:
-            self.keeper.candidate, self._since_commit = None, 0
-        elif self._since_commit >= self.plan.commit_every:
+            self.keeper.candidate, self.since_commit = None, 0
+        elif self.since_commit >= self.plan.commit_every:
             if self.keeper.candidate is not None:
                 self._commit(f"{self.position.stage.value}, {self.items} items", candidate=True)
             self.keeper.consider()
-            self._since_commit = 0
+            self.since_commit = 0
 
     # -- state ---------------------------------------------------------------------------------------------------
+
+    def resumed(self) -> None:
+        """The state is another process's, which has ended."""
+        self._ceiling.set(self.rule)
+        self.keeper.note("resumed", stage=self.position.stage.value, items=self.items)
+
+    def forget(self) -> None:
+        """Stand where a new trial does."""
+        self.position = Position()
+        self.watch = Watch(self.plan.guards, self.plan.alpha)
+        self.labels = LateLabels(self.plan.remember, self.plan.label_margin, self.plan.label_alpha)
 
     def save(self, *, whole: bool = False) -> None:
         """Hand the state to the keeper; the whole of it includes what late labels need, which may be long."""
         self._since_save = 0
-        self.keeper.save(STATE, self.to_dict())
-        self.keeper.save(STATUS, {**status(self, self.keeper), "saved": time.time()})
-        if whole:
+        if whole or self.labels.long:  # first: the state below says which labels came since
             self.keeper.save(ANSWERED, self.labels.to_dict(answered=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for another process to go on from."""
-        return {
-            "format": _FORMAT,
-            "plan": self.plan.digest,
-            "position": {**asdict(self.position), "stage": self.position.stage.value},
-            "era": self.era,
-            "visit": self.visit,
-            "items": self.items,
-            "moment": self.keeper.moment,
-            "since_commit": self._since_commit,
-            "answered": dict(self.answered),
-            "failure": self.failure,
-            "time": self.time.to_dict(),
-            "watch": self.watch.to_dict(),
-            "labels": self.labels.to_dict(answered=False),
-            "counts": dict(self.keeper.counts),
-        }
-
-    def _resume(self) -> None:
-        state = self.keeper.read(STATE)
-        if state is None:
-            return
-        if state.get("plan") != self.plan.digest:
-            self.move(Cause.REPLANNED, reason="baselines belong to a plan: its own are learned in shadow")
-            return
-        moved = self.keeper.moved_by_others()
-        try:
-            self._load(state, self.keeper.read(ANSWERED) or {})
-        except (KeyError, TypeError, ValueError) as error:
-            self.keeper.note("state refused", reason=repr(error))
-            self.position = Position()
-            self.watch = Watch(self.plan.guards, self.plan.alpha)
-            self.labels = LateLabels(self.plan.remember, self.plan.label_margin, self.plan.label_alpha)
-            return
-        self._ceiling.set(self.rule)
-        self.keeper.note("resumed", stage=self.position.stage.value, items=self.items)
-        if moved is not None:
-            self.roll_back(None, str(moved.get("by") or "another process"), str(moved.get("reason", "")), head=False)
-
-    def _load(self, state: Mapping[str, Any], answered: Mapping[str, Any]) -> None:
-        if state["format"] != _FORMAT:
-            raise ValueError(f"format {state['format']!r}; this version reads {_FORMAT}")
-        watch = Watch.from_dict(state["watch"], guards=self.plan.guards)
-        position = Position(**{**state["position"], "stage": Stage(state["position"]["stage"])})
-        self.labels.from_dict({**state["labels"], "answered": answered.get("answered", [])})
-        self.time.from_dict(state["time"])
-        self.era, self.visit = int(state["era"]), int(state["visit"])
-        self.items, self._since_commit = int(state["items"]), int(state["since_commit"])
-        self.keeper.moment = int(state["moment"])
-        self.answered = Counter(state["answered"])
-        self.failure = str(state["failure"])
-        self.keeper.counts.update(state["counts"])
-        self.watch, self.position = watch, position
+        self.keeper.save(STATE, document(self))
+        self.keeper.save(STATUS, {**status(self, self.keeper), "saved": time.time()})

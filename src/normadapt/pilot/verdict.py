@@ -51,6 +51,7 @@ class Findings:
         loudness: Its log e-value over the threshold's.
         labels: Of this stage's own items.
         label_evidence: Log e-value against "the adapted model is worse by more than the margin".
+        labels_against: Whether labels show that it is.
         paused: Whether an operator holds it.
         failure: Why it was rolled back.
     """
@@ -63,6 +64,7 @@ class Findings:
     loudness: float = 0.0
     labels: int = 0
     label_evidence: float = 0.0
+    labels_against: bool = False
     paused: bool = False
     failure: str = ""
 
@@ -77,6 +79,16 @@ def incomplete(findings: Findings, rule: StageRule, plan: Plan) -> tuple[str, ..
     if findings.baked < rule.bake:
         missing.append(f"{findings.baked:.0f} of {rule.bake:.0f} s under traffic")
     return tuple(missing)
+
+
+def warnings(findings: Findings, plan: Plan) -> tuple[str, ...]:
+    """What speaks against going on, in whatever stage."""
+    said = []
+    if findings.loudness > QUIET:
+        said.append(f"guard {findings.loudest} is at {findings.loudness:.0%} of its threshold")
+    if findings.labels_against:
+        said.append(f"{findings.labels} labels show that it is worse by more than {plan.label_margin:g}")
+    return tuple(said)
 
 
 def judge(findings: Findings, rule: StageRule, plan: Plan, label_threshold: float) -> Verdict:
@@ -94,9 +106,7 @@ def judge(findings: Findings, rule: StageRule, plan: Plan, label_threshold: floa
         return Verdict(Outcome.FAIL, (findings.failure or "rolled back",))
     if findings.stage is Stage.OFF:
         return Verdict(Outcome.INCONCLUSIVE, ("nothing is tried",))
-    missing = list(incomplete(findings, rule, plan))
-    if findings.loudness > QUIET:
-        missing.append(f"guard {findings.loudest} is at {findings.loudness:.0%} of its threshold")
+    missing = [*incomplete(findings, rule, plan), *warnings(findings, plan)]
     if findings.paused:
         missing.append("paused by an operator")
     if findings.stage is not Stage.FULL and not plan.promote_without_labels:

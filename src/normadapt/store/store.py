@@ -24,6 +24,8 @@ from normadapt.store.verification import verify
 OWN_KINDS = frozenset({"created", "commit", "rollback", "pruned", "swept", "command"})
 """Kinds of events that only the store itself writes: `verify` replays them."""
 
+_WAITING = "SELECT number, time, command, facts FROM commands WHERE taken IS NULL ORDER BY number"
+
 
 class Store:
     """Snapshots of one adapted model, the head (the one in use), an audit log, and notes between processes.
@@ -322,13 +324,17 @@ class Store:
 
     def take_commands(self) -> tuple[Command, ...]:
         """The commands that nobody has taken yet, in the order in which they were sent; each is given out once."""
-        query = "SELECT number, time, command, facts FROM commands WHERE taken IS NULL ORDER BY number"
-        with self._database.read() as connection:
-            if connection.execute(query + " LIMIT 1").fetchone() is None:
-                return ()
+        if not self.waiting_commands():
+            return ()
         with self._database.write("write to") as connection:
-            rows = connection.execute(query).fetchall()
+            rows = connection.execute(_WAITING).fetchall()
             connection.execute("UPDATE commands SET taken = ? WHERE taken IS NULL", (clock(),))
+        return tuple(Command(number, moment, command, json.loads(facts)) for number, moment, command, facts in rows)
+
+    def waiting_commands(self) -> tuple[Command, ...]:
+        """The commands that nobody has taken yet; they stay."""
+        with self._database.read() as connection:
+            rows = connection.execute(_WAITING).fetchall()
         return tuple(Command(number, moment, command, json.loads(facts)) for number, moment, command, facts in rows)
 
     # -- care ----------------------------------------------------------------------------------------------------
