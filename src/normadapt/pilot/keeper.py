@@ -254,7 +254,7 @@ class Keeper:
             number, by, reason = waiting.head
             store.rollback(number, by=by, reason=reason)
         for event in waiting.events:  # after the roll back: see `moved_by_others`
-            store.record(event.kind, **event.facts, **self._when(event))
+            store.record(event.kind, **{**event.facts, **self._when(event)})
         for name, state in waiting.states.items():
             store.write_state(name, state)
 
