@@ -152,7 +152,7 @@ class Outbox:
             seq = store.history(limit=1)[0].seq
         for moment, kind, facts in self._events:
             waited = abs(moment - time.time()) > _LATE  # or the pilot's clock is another
-            store.record(kind, **facts, **({AT: moment} if waited else {}))
+            store.record(kind, **{**facts, **({AT: moment} if waited else {})})
         for name, state in self._states.items():
             store.write_state(name, state)
         if back is not None:
