@@ -172,11 +172,11 @@ def test_a_store_survives_a_fork(tmp_path):
     with Store(tmp_path) as store:
         store.record("parent")
         store.generation()
-        inherited = (store._database._reader, store._database._writer)
+        inherited = (store._database._reader, store._database.writer)
 
         def child():
             assert len(store.history()) == 2
-            assert not set(inherited) & {store._database._reader, store._database._writer}  # SQLite forbids their use
+            assert not set(inherited) & {store._database._reader, store._database.writer}  # SQLite forbids their use
             store.record("child")
             store.close()
 

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 from normadapt.store import forks
 from normadapt.store.failures import NAME, Failures
 from normadapt.store.schema import into_wal, is_ours, make_tables
+from normadapt.store.transactions import Transaction
 
 _SMALLEST = 512  # bytes of a page
 LONGEST = 2_147_483.0
@@ -53,19 +56,19 @@ class Connections:
         self._closed = False
         self._pid = os.getpid()
         self._reading = threading.RLock()
-        self._writing = threading.RLock()
+        self.writing = threading.RLock()
         self._reader: sqlite3.Connection | None = None
-        self._writer: sqlite3.Connection | None = None
+        self.writer: sqlite3.Connection | None = None
         self._apart: set[sqlite3.Connection] = set()
-        self._owner: int | None = None  # the thread inside a transaction
-        self._depth = 0
+        self.owner: int | None = None  # the thread inside a transaction
+        self.levels: list[ref[Transaction[Any]]] = []  # the transaction, and the savepoints inside it
         self._reads = 0
         self._parked = False  # between the two hooks of a fork
         self._stale = False  # whether a fork closed the connections
         self._file: tuple[int, int] | None = None
         self._identity: tuple[int, ...] = ()
         forks.watch(self)
-        with self.failures.explained("open"), self._writing:
+        with self.failures.explained("open"), self.writing:
             self._check_file(create, content)
             self._open(first, create, content)
             self._file, self._identity = _device_and_inode(self.path), self._inodes()
@@ -86,7 +89,7 @@ class Connections:
             raise self.failures.damaged("open", f"it has {size} bytes")
 
     def _open(self, first: Callable[[sqlite3.Connection], None], create: bool, content: Callable[[], bool]) -> None:
-        self._writer = connection = self._connect(create)
+        self.writer = connection = self._connect(create)
         try:
             ours = is_ours(connection, self.path)
             if not ours and not create:
@@ -130,7 +133,7 @@ class Connections:
         wal = self.path.with_name(NAME + "-wal")
         return tuple(os.stat(path).st_ino for path in (self.path, wal))  # noqa: PTH116 (twice as quick, at every call)
 
-    def _ready(self) -> None:
+    def check_ready(self) -> None:
         """Refuse to go on with files that are no longer there: SQLite would write into what nobody can see."""
         if self._closed:
             raise self.failures.closed()
@@ -167,22 +170,22 @@ class Connections:
             return
         while self._apart and time.monotonic() < deadline:  # before the locks, for which a long look may ask too
             time.sleep(0.001)
-        if not self._writing.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+        if not self.writing.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             return
         try:
             self._parked = self._reading.acquire(timeout=max(deadline - time.monotonic(), 0.0)) and self._park()
         finally:
             if not self._parked:
-                self._writing.release()
+                self.writing.release()
 
     def _park(self) -> bool:
         """Close the connections, under both locks; False if it cannot be, and the lock on reading is free again."""
         parked = False
         try:
-            if not (self._apart or self._reads or self._depth):  # the latter two, if a signal's handler forks
+            if not (self._apart or self._reads or self.levels):  # the latter two, if a signal's handler forks
                 with suppress(sqlite3.Error):
                     self._close_connections()
-                parked = self._reader is self._writer is None
+                parked = self._reader is self.writer is None
         finally:
             if not parked:
                 self._reading.release()
@@ -194,12 +197,12 @@ class Connections:
             self._parked, self._stale = False, True
             if in_child:
                 self._pid = os.getpid()
-                self._reading, self._writing = threading.RLock(), threading.RLock()  # nobody waits for them here
+                self._reading, self.writing = threading.RLock(), threading.RLock()  # nobody waits for them here
             else:
                 self._reading.release()
-                self._writing.release()
-        elif in_child:  # `_pid` stays the parent's: see `_ready`
-            inherited = [one for one in (self._reader, self._writer, *self._apart) if one is not None]
+                self.writing.release()
+        elif in_child:  # `_pid` stays the parent's: see `check_ready`
+            inherited = [one for one in (self._reader, self.writer, *self._apart) if one is not None]
             for connection in inherited:
                 forks.keep_for_ever(connection)
             if inherited:
@@ -209,21 +212,24 @@ class Connections:
     @property
     def in_transaction(self) -> bool:
         """Whether this thread is inside a transaction."""
-        return self._owner == threading.get_ident() and self._pid == os.getpid()
+        if self.owner != threading.get_ident() or self._pid != os.getpid() or not self.levels:
+            return False
+        outermost = self.levels[0]()
+        return outermost is not None and not outermost.abandoned
 
     def close(self) -> None:
         """Close the connections. Nothing waits in them: every transaction was on the disk when it ended."""
         self._closed = True
         if self._pid != os.getpid():
             return
-        with self._writing, self._reading:
+        with self.writing, self._reading:
             self._close_connections()
 
     def _close_connections(self) -> None:
-        for connection in (self._reader, self._writer):
+        for connection in (self._reader, self.writer):
             if connection is not None:
                 connection.close()
-        self._reader = self._writer = None
+        self._reader = self.writer = None
 
 
 def _open_files(connection: sqlite3.Connection) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+from weakref import ref
 
 from normadapt.store.connections import LONGEST, Connections
+from normadapt.store.transactions import Transaction
+
+T = TypeVar("T")
 
 
 class Database(Connections):
@@ -23,9 +27,9 @@ class Database(Connections):
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection to read with; inside a transaction its own, which sees what was written."""
         with self.failures.explained("read"):
-            self._ready()
-            if self.in_transaction and self._writer is not None:
-                yield self._writer
+            self.check_ready()
+            if self.in_transaction and self.writer is not None:
+                yield self.writer
                 return
             with self._reading:
                 if self._reader is None:
@@ -41,7 +45,7 @@ class Database(Connections):
     def read_apart(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own in one read transaction: a long look at one moment, for which nobody waits."""
         with self.failures.explained("read"):
-            self._ready()
+            self.check_ready()
             with self._reading:  # so that no fork comes between the next two lines
                 connection = self._connect()
                 self._apart.add(connection)
@@ -53,83 +57,67 @@ class Database(Connections):
                     connection.close()
                     self._apart.discard(connection)
 
-    @contextmanager
-    def write(self, verb: str, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
+    def write(
+        self, verb: str, timeout: float | None = None, *, tidy: Callable[[set[str]], None] | None = None
+    ) -> Transaction[sqlite3.Connection]:
         """A transaction: all that is written inside happens, or on an exception nothing does. They nest.
 
         Args:
             verb: What is done, for messages.
             timeout: Seconds to wait for another writer, if not the usual.
+            tidy: See `Transaction`.
 
         Raises:
             StoreLockedError: If another writer holds the store for longer than the timeout.
             StoreError: If it cannot be written.
         """
-        with self.failures.explained(verb):
-            self._ready()
-            if self.in_transaction and self._writer is not None:
-                with self._nested(self._writer, verb):
-                    yield self._writer
-                return
-            wait = self.timeout if timeout is None else min(timeout, LONGEST)
-            try:
-                if not self._writing.acquire(timeout=max(wait, 0.0)):
-                    raise self.failures.locked(verb)
-                if self._writer is None:
-                    self._writer = self._connect()
-                with self._outermost(self._writer, verb, wait):
-                    yield self._writer
-            finally:
-                if self._pid == os.getpid():
-                    self._let_go()
+        wait = self.timeout if timeout is None else min(timeout, LONGEST)
+        return Transaction(self, verb, wait, lambda connection: connection, True, tidy)
 
-    def _let_go(self) -> None:
-        """Release the lock; also what an interrupt left held, that came as soon as an earlier call had it."""
-        with suppress(RuntimeError):  # it is not held, or no more
+    def write_for(self, given: T, verb: str, *, tidy: Callable[[set[str]], None]) -> Transaction[T]:
+        """A transaction of a caller, whose own errors come through as they are, and who is `given` something."""
+        return Transaction(self, verb, self.timeout, lambda _: given, False, tidy)
+
+    @property
+    def level(self) -> Transaction[object]:
+        """The innermost transaction of this thread, which is inside one."""
+        level = self.levels[-1]()
+        if level is None:
+            raise RuntimeError("no transaction is open")
+        return level
+
+    def connect_writer(self) -> sqlite3.Connection:
+        """The connection to write with; to be called under the lock."""
+        if self.writer is None:
+            self.writer = self._connect()
+        return self.writer
+
+    def drop_level(self) -> None:
+        """Undo the innermost savepoint."""
+        if self.writer is not None and self.writer.in_transaction:
+            name = f"level_{len(self.levels) - 1}"
+            with suppress(sqlite3.Error):  # an interrupt may have come before it was made
+                self.writer.execute(f"ROLLBACK TO {name}")
+                self.writer.execute(f"RELEASE {name}")
+        self.levels.pop()
+
+    def abandon(self, level: ref[Transaction[Any]]) -> None:
+        """End what was left open, now that the last traceback through it is gone."""
+        if level not in self.levels or self._pid != os.getpid():
+            return
+        while len(self.levels) > 1 and level in self.levels:
+            self.drop_level()
+        if level not in self.levels:
+            return
+        with suppress(sqlite3.Error):
+            if self.writer is not None and self.writer.in_transaction:
+                self.writer.execute("ROLLBACK")
+        self.levels.clear()
+        self.owner = None
+        self.release()
+
+    def release(self) -> None:
+        """Release the lock, as often as it is held: an interrupt may have come when an earlier call just had it."""
+        with suppress(RuntimeError):  # another thread holds it, or nobody any more
             while True:
-                self._writing.release()
-
-    @contextmanager
-    def _outermost(self, connection: sqlite3.Connection, verb: str, wait: float) -> Iterator[None]:
-        try:  # around BEGIN too: an interrupt may come as soon as it has returned
-            self._owner, self._depth = threading.get_ident(), 1
-            if connection.in_transaction:  # not even the end of an earlier one was let through
-                connection.execute("ROLLBACK")
-            connection.execute(f"PRAGMA busy_timeout = {int(1000 * wait)}")
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            if self._pid != os.getpid():
-                raise self.failures.forked()
-            if not connection.in_transaction:
-                raise self.failures.given_up(verb)
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                # in a child the transaction is the parent's to end; and a full disk may have ended it already
-                if self._pid == os.getpid() and connection.in_transaction:
-                    connection.execute("ROLLBACK")
-            raise
-        finally:
-            self._owner, self._depth = None, 0
-
-    @contextmanager
-    def _nested(self, connection: sqlite3.Connection, verb: str) -> Iterator[None]:
-        if not connection.in_transaction:  # a savepoint would begin another one, and commit what is all or nothing
-            raise self.failures.given_up(verb)
-        before = self._depth
-        name = f"level_{before}"
-        try:
-            self._depth = before + 1
-            connection.execute(f"SAVEPOINT {name}")
-            yield
-            if self._pid != os.getpid():
-                raise self.failures.forked()
-            connection.execute(f"RELEASE {name}")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                if self._pid == os.getpid() and connection.in_transaction:
-                    connection.execute(f"ROLLBACK TO {name}")
-                    connection.execute(f"RELEASE {name}")
-            raise
-        finally:
-            self._depth = before
+                self.writing.release()

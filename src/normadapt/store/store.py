@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class Store(Notes):
         self._database = Database(self.path, self.timeout, self._born, create=create, content=self._shelf.holds_any)
         if not create:
             self._make_folder()  # of the snapshots, if somebody took it away
-        self._unneeded: set[str] = set()  # digests that a transaction wrote or pruned: their files may have to go
         self._owners: dict[str, dict[str, Any]] = {}  # header of snapshot 0, by digest
         with suppress(
             StoreError
@@ -130,7 +129,7 @@ class Store(Notes):
         with self._writing("commit to") as connection:
             self._own(connection, adapted, header)
             snapshot = enter(connection, header, self._put(data), len(data), note, good, facts)
-            self._unneeded |= prune(connection, self.retain)
+            self._database.level.left.update(prune(connection, self.retain))
         return snapshot
 
     def commit_source(self, adapted: AdaptedModel) -> Snapshot:
@@ -160,7 +159,7 @@ class Store(Notes):
 
     def _put(self, data: bytes) -> str:
         digest = digest_of(data)
-        self._unneeded.add(digest)  # until a row refers to it
+        self._database.level.put.add(digest)  # before it is there: it may be there after a failure
         self._shelf.put(digest, data)
         return digest
 
@@ -237,8 +236,7 @@ class Store(Notes):
             append(connection, "rollback", facts)
         return snapshot
 
-    @contextmanager
-    def transaction(self) -> Iterator[Store]:
+    def transaction(self) -> AbstractContextManager[Store]:
         """Context in which all that this thread writes to the store happens together, or on an exception not at all.
 
         Example:
@@ -247,14 +245,7 @@ class Store(Notes):
             ...     _ = store.record("stage", name="shadow")
             ...     store.write_state("pilot", {"stage": "shadow"})
         """
-        try:
-            with self._writing("write to"):
-                try:
-                    yield self
-                except (OSError, sqlite3.Error) as error:
-                    raise _NotOurs from error
-        except _NotOurs as outside:
-            raise outside.__cause__ from None  # type: ignore[misc]
+        return self._database.write_for(self, "write to", tidy=self._remove)
 
     # -- care ----------------------------------------------------------------------------------------------------
 
@@ -292,28 +283,12 @@ class Store(Notes):
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
+    def _writing(self, verb: str) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction of which files may be left that nothing needs: those go once it is on the disk, or undone."""
-        if self._database.in_transaction:  # the outermost one sees to it
-            with self._database.write(verb) as connection:
-                yield connection
-            return
-        left: set[str] = set()
-        try:
-            with self._database.write(verb) as connection:
-                self._unneeded = left
-                yield connection
-                pruned = left - needed(connection) if left else left
-        except Exception:  # not an interrupt, for which nobody should wait: the next one to open the store will sweep
-            self._remove(left)
-            raise
-        self._remove(pruned)
+        return self._database.write(verb, tidy=self._remove)
 
     def _remove(self, digests: set[str]) -> None:
         """Take files away that no row refers to, under the write lock: nobody may commit the same content meanwhile."""
-        if not digests:
-            return
         with (
             suppress(StoreError),
             self._database.write("prune") as connection,
@@ -332,7 +307,3 @@ class Store(Notes):
                 path.unlink(missing_ok=True)
             if found:
                 append(connection, "swept", {"files": len(found)})
-
-
-class _NotOurs(Exception):  # noqa: N818 (never seen outside)
-    """Carries an error of the caller's own out of a transaction, past the place where the store explains its own."""
