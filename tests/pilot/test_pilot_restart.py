@@ -1,18 +1,22 @@
 """What outlives a process, and what a store in trouble does to the answers: nothing."""
 
+import os
 import shutil
 import sqlite3
 import threading
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from normadapt import cli
 from normadapt.errors import SnapshotError
 from normadapt.pilot import Score, Stage, StageRule
 from normadapt.pilot.keeper import STATE
 from normadapt.pilot.resuming import document
 from normadapt.store import Store
 from pilot.stories import GUARDS, Story, killed, make_model, make_plan, nan, poison
+from store.tiny import ended, fork
 
 
 def restarted(story, tmp_path, plan=None):
@@ -262,3 +266,44 @@ def test_threads_share_one_pilot(tmp_path):
     assert errors == []
     assert story.pilot.status()["answered"]["items"] == 400
     assert story.pilot.store.verify().ok
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_command_line_in_another_process_does_not_cut_a_pilot_off(tmp_path):
+    """The pilot has two handles on its store; opening the second must not take the locks of the first away."""
+    go = os.pipe()
+
+    def look():  # forked before anything is open here
+        os.read(go[0], 1)
+        outcome = CliRunner().invoke(cli.app, ["history", "--store", str(tmp_path)])
+        assert outcome.exit_code == 0, outcome.output
+
+    stranger = fork(look)
+    story = Story(store=Store(tmp_path))
+    story.send()
+    with story.pilot.store.transaction():
+        story.pilot.store.record("acknowledged")
+        os.write(go[1], b"x")
+        assert ended(stranger) == 0
+    story.until("canary")
+    story.pilot._keeper.flush()
+    assert story.pilot.status()["store"]["trouble"] is None
+    story.pilot.close()
+    with Store(tmp_path) as store:
+        assert store.history(kinds=["acknowledged"])
+        assert store.history(kinds=["transition"])
+        assert store.verify().ok
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_pilot_goes_on_when_its_process_forks(tmp_path):
+    """As for the workers of a loader."""
+    story = Story(store=Store(tmp_path))
+    for _ in range(3):
+        story.send()
+        assert ended(fork(story.pilot.store.history)) == 0
+    story.until("canary")
+    assert story.pilot.status()["store"]["trouble"] is None
+    story.pilot.close()
+    with Store(tmp_path) as store:
+        assert store.verify().ok

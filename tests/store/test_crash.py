@@ -217,3 +217,142 @@ def test_pages_of_the_database_run_out(tmp_path):
             store.record("large", text="x" * 100_000)
         assert store.head() == kept
         assert store.verify().ok
+
+
+def limited(store):
+    """No more pages for the database than it has."""
+    with store._database.read() as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    with store._database.write("limit") as connection:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_transaction_that_sqlite_gave_up_takes_nothing_more(tmp_path):
+    """A full disk ends it at once; what the caller writes after that, the error dealt with, must not stay alone."""
+    a = adapted()
+    feed(a)
+    with Store(tmp_path) as store:
+        kept = store.commit(a, "kept")
+        limited(store)
+        with pytest.raises(StoreError, match="undid all of it"), store.transaction():  # noqa: PT012
+            store.write_state("one", {})
+            with pytest.raises(StoreError, match="the disk is full"):
+                store.write_state("large", {"x": "x" * 100_000})
+            for attempt in (lambda: store.write_state("two", {}), lambda: store.record("three"), store.rollback):
+                with pytest.raises(StoreError, match="undid all of it; the head is unchanged -> leave the transaction"):
+                    attempt()
+        with pytest.raises(StoreError, match="undid all of it"), store.transaction():  # noqa: PT012
+            store.write_state("one", {})
+            with pytest.raises(StoreError, match="the disk is full"):
+                store.write_state("large", {"x": "x" * 100_000})  # and nothing after it: must not seem to have worked
+        assert store.read_state("one") is store.read_state("two") is None
+        assert store.head() == kept
+        store.write_state("after", {})
+        assert store.verify().ok
+
+
+def names(path):
+    return sorted(file.name for file in (path / "snapshots").iterdir())
+
+
+def test_commits_that_fail_leave_no_files_on_the_full_disk(tmp_path):
+    a = adapted()
+    feed(a)
+    with Store(tmp_path) as store:
+        store.commit(a, "kept")
+        before = names(tmp_path)
+        limited(store)
+        failed = 0
+        for seed in range(100):
+            feed(a, seed)
+            try:
+                store.commit(a, "x" * 3000)
+                before = names(tmp_path)
+            except StoreError:
+                failed += 1
+            assert names(tmp_path) == before
+            if failed == 3:
+                break
+        assert failed == 3
+        assert store.verify().ok
+
+
+def test_a_commit_undone_inside_a_transaction_that_goes_on_leaves_no_file(tmp_path):
+    a = adapted()
+    feed(a)
+    with Store(tmp_path, retain=2) as store:
+        store.commit(a, "kept")
+        before = names(tmp_path)
+        with store.transaction():
+            feed(a, 1)
+            with pytest.raises(KeyError), store.transaction():  # noqa: PT012
+                store.commit(a, "undone")
+                raise KeyError
+            with pytest.raises(ValueError, match="object"):
+                store.commit(a, "undone", fact=object())
+            store.record("goes on")
+        assert names(tmp_path) == before
+        with pytest.raises(KeyError), store.transaction():  # noqa: PT012
+            store.commit(a, "the same content", by=1)
+            store.rollback(0)
+            raise KeyError
+        assert names(tmp_path) == before
+        store.commit(a, "now")
+        assert store.verify().ok
+        assert store.verify().orphans == 0
+
+
+class Flushes:
+    """Which files and folders are flushed, by inode; the `failing` one fails once."""
+
+    def __init__(self, patch, failing=None):
+        self.seen, self.failing, self.real = [], failing, os.fsync
+        patch.setattr(os, "fsync", self.flush)
+
+    def flush(self, descriptor):
+        inode = os.fstat(descriptor).st_ino
+        if self.failing is not None and inode == self.failing.stat().st_ino:
+            self.failing = None
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.seen.append(inode)
+        self.real(descriptor)
+
+    def includes(self, path):
+        return path.stat().st_ino in self.seen
+
+
+def test_a_commit_tried_again_after_a_failed_flush_is_flushed(tmp_path, monkeypatch):
+    a = adapted()
+    folder = tmp_path / "snapshots"
+    with Store(tmp_path) as store:
+        store.commit(a, "kept")
+        feed(a)
+        with monkeypatch.context() as patch:
+            flushes = Flushes(patch, failing=folder)
+            with pytest.raises(StoreError, match="look at the folder"):
+                store.commit(a, "not yet")
+            flushes.seen.clear()
+            kept = store.commit(a, "again")
+            assert flushes.includes(folder)
+            assert flushes.includes(folder / f"{kept.digest}.safetensors")
+
+
+def test_content_that_is_there_is_flushed_all_the_same(tmp_path, monkeypatch):
+    """Whoever wrote it may not have come to that."""
+    a = adapted()
+    with Store(tmp_path) as store:
+        kept = store.commit(a, "kept")
+        flushes = Flushes(monkeypatch)
+        assert store.commit(a, "the same").digest == kept.digest
+        assert flushes.includes(tmp_path / "snapshots")
+        assert flushes.includes(tmp_path / "snapshots" / f"{kept.digest}.safetensors")
+
+
+def test_new_folders_are_flushed(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "b"
+    flushes = Flushes(monkeypatch)
+    Store(path).close()
+    assert all(flushes.includes(holder) for holder in (tmp_path, tmp_path / "a", path))
+    flushes.seen.clear()
+    Store(path).close()  # whoever made them may not have come to that
+    assert all(flushes.includes(holder) for holder in (tmp_path / "a", path))

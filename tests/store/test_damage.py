@@ -141,20 +141,94 @@ def test_a_damaged_database(tmp_path):
         store.restore(a)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 1000, 5000, 20_000])
+@pytest.mark.parametrize("kept", [1, 1000, 5000, 20_000, None])
 def test_a_database_cut_short(tmp_path, kept):
     store, a = begun(tmp_path)
     store.close()
-    with (tmp_path / "store.db").open("r+b") as file:
-        file.truncate(kept)
-    if kept == 0:  # an empty file is a store to be made: its snapshots are orphans
+    if kept is not None:
+        assert (tmp_path / "store.db").stat().st_size > kept
+        os.truncate(tmp_path / "store.db", kept)
+    found = []
+    try:
         with Store(tmp_path) as store:
-            assert store.snapshots() == ()
-        return
-    with pytest.raises(StoreError), Store(tmp_path) as store:  # noqa: PT012 (found at one place or at another)
-        problems = store.verify().problems
-        store.restore(a)
-        raise StoreError("; ".join(problems))
+            found += store.verify().problems
+            store.restore(a)
+    except StoreError as error:  # found at one place or at another
+        found.append(str(error))
+    assert bool(found) == (kept is not None)
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("lost", ["deleted", "emptied", "without tables"])
+def test_without_its_database_a_store_keeps_its_snapshots(tmp_path, lost, create):
+    store, _ = begun(tmp_path)
+    kept = store.head()
+    store.close()
+    database = tmp_path / "store.db"
+    whole, names = database.read_bytes(), sorted((tmp_path / "snapshots").iterdir())
+    database.unlink()
+    if lost == "emptied":
+        database.touch()
+    if lost == "without tables":
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"store\.db is gone or empty -> bring store\.db back from a copy"):
+            Store(tmp_path, create=create)
+        assert sorted((tmp_path / "snapshots").iterdir()) == names
+    assert database.exists() == (lost != "deleted")
+    database.write_bytes(whole)
+    with Store(tmp_path, create=create) as store:
+        assert store.head() == kept
+        assert store.verify().ok
+
+
+def test_a_wal_without_its_database_is_not_thrown_away(tmp_path):
+    with Store(tmp_path) as store:
+        store.record("only in the WAL")
+        wal = (tmp_path / "store.db-wal").read_bytes()
+    assert wal
+    (tmp_path / "store.db").unlink()
+    (tmp_path / "store.db-wal").write_bytes(wal)
+    with pytest.raises(StoreError, match="is gone or empty"):
+        Store(tmp_path)
+    assert (tmp_path / "store.db-wal").read_bytes() == wal
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty file", "no tables"])
+def test_nothing_is_made_where_nothing_may_be_made(tmp_path, what):
+    database = tmp_path / "store.db"
+    if what == "an empty file":
+        database.touch()
+    if what == "no tables":
+        with sqlite3.connect(database) as connection:
+            connection.execute("VACUUM")  # writes the header
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+    before = database.read_bytes() if database.exists() else None
+    with pytest.raises(StoreError, match="there is no store at"):
+        Store(tmp_path, create=False)
+    assert (database.read_bytes() if database.exists() else None) == before
+    assert not (tmp_path / "snapshots").exists()
+    Store(tmp_path).close()  # a file without anything in it may be made a store
+    Store(tmp_path, create=False).close()
+
+
+def test_a_copy_by_vacuum_is_a_store(tmp_path):
+    store, _ = begun(tmp_path)
+    kept = store.head()
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute(f"VACUUM INTO '{tmp_path / 'copy.db'}'")  # not in WAL mode
+    connection.close()
+    (tmp_path / "copy.db").replace(tmp_path / "store.db")
+    with Store(tmp_path) as store:
+        assert store.head() == kept
+        store.record("goes on")
+        assert store.verify().ok
+        with store._database.read() as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_other_files_in_the_folders_are_left_alone(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,7 +13,7 @@ import torch
 
 from normadapt.errors import StoreError
 from normadapt.store import OWN_KINDS, Store, log, records
-from normadapt.store.database import TRIGGERS
+from normadapt.store.schema import TRIGGERS
 from store.tiny import adapted, feed
 
 
@@ -45,6 +46,7 @@ def test_facts_become_plain_json(store):
         "stage": Stage.CANARY,
         "flag": True,
         "keys": {1: None},
+        "long": np.longdouble(0.5),
         "kind": "a fact may be called so",
     }
     event = store.record("odd", **given)
@@ -59,6 +61,7 @@ def test_facts_become_plain_json(store):
         "stage": "canary",
         "flag": True,
         "keys": {"1": None},
+        "long": 0.5,
         "kind": "a fact may be called so",
     }
     assert event.facts == expected
@@ -71,12 +74,38 @@ class Other:
     x: int
 
 
-@pytest.mark.parametrize("value", [object(), Other(1), torch.ones(2), {1, 2}, b"x"])
+@pytest.mark.parametrize("value", [object(), Other(1), torch.ones(2), {1, 2}, b"x", np.clongdouble(1)])
 def test_other_facts_are_named(store, value):
     before = store.history()
     with pytest.raises(ValueError, match=r"facts\['deep'\]\[0\] holds"):
         store.record("odd", deep=[value])
     assert store.history() == before
+
+
+def test_no_fact_is_lost_or_endless(store):
+    before = store.history()
+    with pytest.raises(ValueError, match=r"facts\['x'\] has two keys that are both '1' in JSON -> rename one"):
+        store.record("odd", x={1: "a", "1": "b"})
+    endless = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        store.record("odd", x=endless)
+    assert store.history() == before
+
+
+def test_names_are_proper_unicode(store):
+    for attempt in (
+        lambda: store.record("\ud800"),
+        lambda: store.send("\ud800"),
+        lambda: store.write_state("\ud800", {}),
+        lambda: store.read_state("\ud800"),
+        lambda: store.history(kinds=["\ud800"]),
+    ):
+        with pytest.raises(ValueError, match="must be proper Unicode"):
+            attempt()
+    store.record("a\0b \N{SNOWMAN}")
+    assert store.history(kinds=["a\0b \N{SNOWMAN}"])
+    assert store.verify().ok
 
 
 def test_kinds_of_the_stores_own_are_refused(store):
@@ -96,8 +125,13 @@ def test_history_gives_the_newest_oldest_first(store):
     assert [event.seq for event in store.history(1, after=4, kinds=["stage"])] == [5]
     assert store.events_since(5) == store.history(1)
     assert store.history(0) == store.history(kinds=[]) == store.events_since(6) == ()
-    with pytest.raises(ValueError, match="limit"):
-        store.history(-1)
+    assert store.history(2**70, after=-(2**70)) == store.history(np.int64(10)) == store.history()
+    assert store.history(after=2**70) == ()
+    for limit in (-1, 1.5, "1"):
+        with pytest.raises(ValueError, match="limit"):
+            store.history(limit)
+    with pytest.raises(ValueError, match="after must be a whole number"):
+        store.history(after=1.5)
 
 
 def test_a_huge_history_is_read_quickly(tmp_path, monkeypatch):
@@ -183,6 +217,7 @@ def test_the_database_itself_refuses_changes_to_the_log(store, statement):
     assert store.verify().ok
 
 
+FORGED = "INSERT INTO commands (time, command, facts) VALUES (0, 'promote', '{}')"
 TAMPERED = {
     "facts": ("event 4 was changed", ['UPDATE events SET facts = \'{"name":"full"}\' WHERE seq = 4']),
     "kind": ("event 4 was changed", ["UPDATE events SET kind = 'note' WHERE seq = 4"]),
@@ -204,6 +239,36 @@ TAMPERED = {
             "UPDATE events SET seq = 5 WHERE seq = 99",
         ],
     ),
+    "a fact twice": (
+        "event 4 was changed: its facts are not written as the store writes them",
+        ['UPDATE events SET facts = \'{"name":"full","name":"shadow"}\' WHERE seq = 4'],
+    ),
+    "spaces": ("event 4 was changed", ['UPDATE events SET facts = \'{"name": "shadow"}\' WHERE seq = 4']),
+    "facts of another kind": ("event 6 makes no sense", ["UPDATE events SET facts = '[]' WHERE seq = 6"]),
+    "last one no JSON": ("event 6 makes no sense", ["UPDATE events SET facts = 'x' WHERE seq = 6"]),
+    "command put in": ("command 1 is not in the log", [FORGED]),
+    "command no JSON": (
+        "command 1 is not in the log",
+        ["INSERT INTO commands (time, command, facts) VALUES (0, 'promote', 'x')"],
+    ),
+    "commands gone": ("the table commands is gone or changed", ["DROP TABLE commands"]),
+    "snapshots gone": ("the table snapshots is gone or changed", ["DROP TABLE snapshots"]),
+    "pointer gone": ("the pointer to the head is not what the store wrote (it is gone)", ["DELETE FROM pointer"]),
+    "pointer's table gone": ("the table pointer is gone or changed", ["DROP TABLE pointer"]),
+    "head no number": ("the pointer to the head is not what", ["UPDATE pointer SET head = 'x'"]),
+    "index gone": ("the index events_by_kind is gone or changed", ["DROP INDEX events_by_kind"]),
+    "trigger put in": (
+        "the trigger quiet is not the store's",
+        ["CREATE TRIGGER quiet BEFORE INSERT ON commands BEGIN SELECT RAISE(IGNORE); END"],
+    ),
+    "note no JSON": ("the entry of snapshot 1 is not what", ["UPDATE snapshots SET note = 'x' WHERE number = 1"]),
+    "note no text": ("the entry of snapshot 1 is not what", ["UPDATE snapshots SET note = '5' WHERE number = 1"]),
+    "streams": ("the entry of snapshot 0 is not what", ["UPDATE snapshots SET streams = '5' WHERE number = 0"]),
+    "parent no number": (
+        "the entry of snapshot 1 is not what",
+        ["UPDATE snapshots SET parent = 'a' WHERE number = 1"],
+    ),
+    "state": ("the state 'a' is not what the store wrote", ["INSERT INTO states VALUES ('a', 'x')"]),
     "head": ("the head is 1; by the log it is 0", ["UPDATE pointer SET head = 1"]),
     "head nowhere": ("the head 7 is not among the snapshots", ["UPDATE pointer SET head = 7"]),
     "good": ("snapshot 1 differs from the log in good", ["UPDATE snapshots SET good = 0 WHERE number = 1"]),
@@ -233,7 +298,72 @@ def test_verify_finds_tampering(store, case):
     found = store.verify()
     assert not found.ok
     assert any(words in problem for problem in found.problems), found.problems
-    assert not any("trigger" in problem for problem in found.problems)
+    assert any("trigger" in problem for problem in found.problems) == ("trigger" in case)
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_what_was_tampered_with_gives_errors_with_a_remedy_or_none(store, case):
+    store.send("pause")  # so that there is one to take
+    tamper(store, *TAMPERED[case][1], triggers=False)
+    a = adapted()
+    for call in (
+        store.head,
+        store.snapshots,
+        lambda: store.restore(a),
+        store.history,
+        store.generation,
+        lambda: store.read_state("a"),
+        store.take_commands,
+        lambda: store.send("pause"),
+        lambda: store.commit(a, "x"),
+        lambda: store.rollback(1),
+    ):
+        with suppress(StoreError):  # and nothing else
+            call()
+
+
+def test_what_makes_no_sense_is_named(store):
+    tamper(
+        store,
+        "UPDATE events SET facts = 'x' WHERE seq = 6",
+        "UPDATE snapshots SET note = 'x' WHERE number = 0",
+        "INSERT INTO commands (time, command, facts) VALUES (0, 'promote', 'x')",
+        "INSERT INTO states VALUES ('a', 'x')",
+        triggers=False,
+    )
+    for words, call in {
+        "the entry of snapshot 0": store.head,
+        "the facts of event 6": store.history,
+        "the facts of command 1": store.take_commands,
+        "the state 'a'": lambda: store.read_state("a"),
+    }.items():
+        with pytest.raises(StoreError, match=f"{words} is not what the store wrote .* -> verify"):
+            call()
+    tamper(store, "DELETE FROM pointer")
+    for call in (store.head, store.generation, lambda: store.send("x"), store.rollback):
+        with pytest.raises(StoreError, match="the pointer to the head is not what the store wrote"):
+            call()
+
+
+def test_verify_is_content_with_every_command_that_was_sent(store):
+    """Taken or not, from a transaction that failed or not, with facts of every kind."""
+    store.send("pause", by="Eva", until=float("nan"), deep={"b": [1, 0.1], "a": "\ud800"})
+    with pytest.raises(KeyError), store.transaction():  # noqa: PT012
+        store.send("undone")
+        raise KeyError
+    assert store.verify().ok
+    assert len(store.take_commands()) == 1
+    with store.transaction():
+        store.send("resume")
+        store.commit(adapted(), "x")
+        store.send("promote")
+    assert store.verify().ok
+    assert [command.number for command in store.take_commands()] == [2, 3]
+    assert store.verify().ok
+    for statement in (FORGED, "UPDATE commands SET command = 'x' WHERE number = 2", "DELETE FROM commands"):
+        before = len(store.verify().problems)
+        tamper(store, statement)
+        assert len(store.verify().problems) > before
 
 
 def test_verify_finds_that_the_triggers_are_gone(store):

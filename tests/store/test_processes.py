@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 
 from normadapt.errors import StoreError, StoreLockedError
-from normadapt.store import Store
+from normadapt.store import Store, files
 from store.tiny import adapted, ended, feed, fork
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -172,11 +172,11 @@ def test_a_store_survives_a_fork(tmp_path):
     with Store(tmp_path) as store:
         store.record("parent")
         store.generation()
-        inherited = (store._database._reader, store._database._writer)
+        inherited = (store._database._reader, store._database.writer)
 
         def child():
             assert len(store.history()) == 2
-            assert not set(inherited) & {store._database._reader, store._database._writer}  # SQLite forbids their use
+            assert not set(inherited) & {store._database._reader, store._database.writer}  # SQLite forbids their use
             store.record("child")
             store.close()
 
@@ -201,3 +201,51 @@ def test_a_command_is_given_to_one_process_only(tmp_path):
     with Store(tmp_path) as store:
         numbers = [event.facts["numbers"] for event in store.history(kinds=["took"])]
         assert sorted(chain.from_iterable(numbers)) == list(range(1, 41))
+
+
+def test_verify_finds_no_fault_in_what_others_prune_meanwhile(tmp_path, monkeypatch):
+    a = adapted()
+    with Store(tmp_path, retain=3) as store, Store(tmp_path, retain=3) as other:
+        for seed in range(3):
+            feed(a, seed)
+            other.commit(a, "more")
+        look, looks = files.Shelf.get, 0
+
+        def get_late(shelf, digest):
+            nonlocal looks
+            looks += 1
+            if (number := {s.digest: s.number for s in store.snapshots()}.get(digest)) and looks < 50:
+                while number in [s.number for s in store.snapshots()]:
+                    feed(a, 100 + other.generation())
+                    other.commit(a, "more", good=other.generation() % 2 == 0)
+            return look(shelf, digest)
+
+        monkeypatch.setattr(files.Shelf, "get", get_late)
+        found = store.verify()
+        assert looks > 1
+        assert found.problems == ()
+        assert found.orphans == 0
+        monkeypatch.undo()
+        store.verify()
+        (tmp_path / "snapshots" / f"{store.head().digest}.safetensors").unlink()
+        assert len(store.verify().problems) == 1  # a real one
+
+
+@pytest.mark.parametrize("timeout", [3e6, 1e10, 1e300])
+def test_a_writer_with_all_the_time_in_the_world_waits(tmp_path, timeout):
+    with Store(tmp_path) as first, Store(tmp_path, timeout=timeout) as second:
+        inside = threading.Event()
+
+        def hold():
+            with first.transaction():
+                inside.set()
+                time.sleep(0.1)
+                first.record("first")
+
+        with ThreadPoolExecutor(2) as pool:
+            held = pool.submit(hold)
+            assert inside.wait(10)
+            both = [pool.submit(second.record, "second"), pool.submit(second.record, "second")]  # on SQLite, on a lock
+            for waiting in (held, *both):
+                waiting.result()
+        assert [event.kind for event in second.history()] == ["created", "first", "second", "second"]

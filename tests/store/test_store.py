@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 import safetensors
@@ -332,10 +333,17 @@ def test_a_transaction_is_all_or_nothing(store):
     assert store.read_state("pilot") == {"stage": "rolled_back"}
     assert not store.history(kinds=["this goes"])
     assert store.verify().ok
+    assert files(store) == kept  # the content that was written inside the first one went at once
+
+
+def test_a_copy_of_a_store_that_was_deleted_does_not_make_an_empty_one(store):
+    copied = pickle.dumps(store)
     store.close()
-    with Store(store.path) as again:  # the content that was written inside the first one is an orphan
-        assert files(again) == kept
-        assert again.history()[-1].kind == "swept"
+    shutil.rmtree(store.path)
+    for attempt in (lambda: pickle.loads(copied), lambda: copy.deepcopy(store)):
+        with pytest.raises(StoreError, match="there is no store at"):
+            attempt()
+        assert not store.path.exists()
 
 
 def test_pruning_in_a_transaction_that_fails_takes_no_file(tmp_path):

@@ -33,21 +33,22 @@ class Shelf:
         """Where content of this hash is."""
         return self.folder / (digest + _SUFFIX)
 
-    def put(self, data: bytes) -> str:
-        """Keep content and return its hash; content that is there is not written again, but for a damaged file.
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep content under its hash; content that is there is not written again, but for a damaged file.
 
         Raises:
             OSError: If the disk is full, read-only or gone.
         """
-        digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
         try:
-            there = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+            there = digest_of(path.read_bytes()) == digest
         except OSError:
             there = False
-        if not there:
+        if there:  # by whom, and whether it got as far as the disk, is not known: an earlier flush may have failed
+            _flush(path)
+            _flush_folder(path.parent)
+        else:
             write_durably(path, data)
-        return digest
 
     def get(self, digest: str) -> bytes:
         """The content of this hash.
@@ -62,7 +63,7 @@ class Shelf:
                 f"the file of a snapshot cannot be read ({error}) -> if it was not pruned just now, it was deleted: "
                 "bring it back, or use another snapshot"
             ) from error
-        if hashlib.sha256(data).hexdigest() != digest:
+        if digest_of(data) != digest:
             raise StoreError(
                 f"{self.path(digest)} is not what was committed: its hash is wrong -> bring back a copy, or "
                 "use another snapshot"
@@ -73,10 +74,35 @@ class Shelf:
         """Take content away, if it is there."""
         self.path(digest).unlink(missing_ok=True)
 
+    def holds_any(self) -> bool:
+        """Whether there is content."""
+        if not self.folder.is_dir():
+            return False
+        return any(_OURS.fullmatch(path.name) and path.suffix == _SUFFIX for path in self.folder.iterdir())
+
     def orphans(self, needed: Iterable[str]) -> list[Path]:
         """Content that is not needed, and beginnings of content; files of other names are not ours."""
         wanted = {digest + _SUFFIX for digest in needed}
         return sorted(path for path in self.folder.iterdir() if _OURS.fullmatch(path.name) and path.name not in wanted)
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256, which names the content."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that their names outlive a power cut.
+
+    Raises:
+        OSError: If one of them cannot be made.
+    """
+    new = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # the nearest ones even if they are there: who made them may not have come to it
+    for holder in dict.fromkeys([folder.parent, folder.parent.parent, *(made.parent for made in new)]):
+        with contextlib.suppress(PermissionError):  # one that may be entered, but not read, cannot be flushed
+            _flush_folder(holder)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -103,12 +129,16 @@ def write_durably(path: Path, data: bytes) -> None:
         raise
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut."""
-    if os.name == "nt":  # has no such thing, and needs none
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers only
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut."""
+    if os.name == "nt":  # has no such thing, and needs none
+        return
+    _flush(folder)

@@ -9,26 +9,53 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from normadapt.errors import StoreError
-from normadapt.store.log import append, clock
+from normadapt.store.log import append, clock, nonsense
 from normadapt.store.records import Snapshot, canonical
 
 COLUMNS = tuple(field.name for field in fields(Snapshot))
 _AS_JSON = ("note", "model_name", "streams")  # the words of others: SQLite's text refuses what is no proper Unicode
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "digest": str,
+    "created": (int, float),
+    "note": str,
+    "good": int,
+    "model_name": str,
+    "fingerprint": str,
+    "streams": list,
+    "bytes": int,
+    "version": str,
+    "parent": (int, type(None)),
+}
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM snapshots "
 
 
 def snapshot_from(row: tuple[Any, ...]) -> Snapshot:
-    """A row of the table (`COLUMNS`) as a snapshot."""
+    """A row of the table (`COLUMNS`) as a snapshot.
+
+    Raises:
+        StoreError: If it is not what was written.
+    """
     values = dict(zip(COLUMNS, row, strict=True))
-    values |= {name: json.loads(values[name]) for name in _AS_JSON}
-    values["streams"] = tuple(values["streams"])
-    values["good"] = bool(values["good"])
+    try:
+        values |= {name: json.loads(values[name]) for name in _AS_JSON}
+        for name, kinds in _KINDS.items():
+            if not isinstance(values[name], kinds):
+                raise TypeError(f"{name} is {values[name]!r}")
+        values["streams"] = tuple(values["streams"])
+        values["good"] = bool(values["good"])
+    except (ValueError, TypeError) as error:
+        raise nonsense(f"the entry of snapshot {values['number']}", error) from error
     return Snapshot(**values)
+
+
+def all_rows(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """All entries, by number, for `snapshot_from`; the number comes first."""
+    return connection.execute(_SELECT + "ORDER BY number").fetchall()
 
 
 def all_snapshots(connection: sqlite3.Connection) -> tuple[Snapshot, ...]:
     """All that are kept, by number."""
-    return tuple(snapshot_from(row) for row in connection.execute(_SELECT + "ORDER BY number").fetchall())
+    return tuple(snapshot_from(row) for row in all_rows(connection))
 
 
 def find(connection: sqlite3.Connection, number: int) -> Snapshot:
@@ -47,13 +74,25 @@ def find(connection: sqlite3.Connection, number: int) -> Snapshot:
     return snapshot_from(row)
 
 
+def pointer(connection: sqlite3.Connection) -> tuple[int | None, int]:
+    """The head's number, None before the first commit, and the generation.
+
+    Raises:
+        StoreError: If they are not there any more.
+    """
+    row = connection.execute("SELECT head, generation FROM pointer").fetchone()
+    if row is None or not isinstance(row[0], (int, type(None))) or not isinstance(row[1], int):
+        raise nonsense("the pointer to the head", "it is gone" if row is None else repr(row))
+    return row[0], row[1]
+
+
 def head_of(connection: sqlite3.Connection) -> Snapshot:
     """The snapshot in use.
 
     Raises:
         StoreError: If there is none yet.
     """
-    number = connection.execute("SELECT head FROM pointer").fetchone()[0]
+    number = pointer(connection)[0]
     if number is None:
         raise StoreError("nothing was committed to the store yet -> commit(adapted, note) first")
     return find(connection, number)
@@ -90,7 +129,7 @@ def enter(
         streams=tuple(header["streams"]),
         bytes=size,
         version=header["version"],
-        parent=connection.execute("SELECT head FROM pointer").fetchone()[0],
+        parent=pointer(connection)[0],
     )
     own = asdict(snapshot)
     if clash := sorted(own.keys() & facts.keys()):
@@ -128,11 +167,11 @@ def prune(connection: sqlite3.Connection, retain: int) -> set[str]:
     count = connection.execute("SELECT COUNT(*) FROM snapshots").fetchone()[0]
     if count <= retain:
         return set()
-    head = connection.execute("SELECT head FROM pointer").fetchone()[0]
+    head = pointer(connection)[0]
     last_good = connection.execute("SELECT MAX(number) FROM snapshots WHERE good").fetchone()[0]
     rows = connection.execute(
         "SELECT number, digest FROM snapshots WHERE number NOT IN (0, ?, ?, ?) ORDER BY number LIMIT ?",
-        (head, last_good, rollback_target(connection, head), count - retain),
+        (head, last_good, 0 if head is None else rollback_target(connection, head), count - retain),
     ).fetchall()
     for number, digest in rows:
         parent = connection.execute("SELECT parent FROM snapshots WHERE number = ?", (number,)).fetchone()[0]
@@ -145,3 +184,8 @@ def prune(connection: sqlite3.Connection, retain: int) -> set[str]:
 def needed(connection: sqlite3.Connection) -> set[str]:
     """Digests of all content that a snapshot refers to."""
     return {row[0] for row in connection.execute("SELECT DISTINCT digest FROM snapshots")}
+
+
+def entries(connection: sqlite3.Connection) -> set[tuple[int, str]]:
+    """Number and digest of all snapshots."""
+    return {(number, digest) for number, digest in connection.execute("SELECT number, digest FROM snapshots")}

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Real
 from typing import Any
 
 GENESIS = "0" * 64
@@ -128,14 +129,44 @@ def plain(value: Any, where: str = "facts") -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return _plain_mapping(value, where)
     if isinstance(value, (tuple, list)):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return plain(value.item(), where)
+        inner = value.item()
+        if not isinstance(inner, type(value)):
+            return plain(inner, where)
+        if isinstance(inner, Real):  # NumPy's long double, which gives itself
+            return plain(float(inner), where)
     raise ValueError(
         f"{where} holds a {type(value).__name__}; expected numbers, strings, None, lists, dicts -> convert it"
     )
+
+
+def _plain_mapping(value: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, item in value.items():
+        if str(key) in kept:
+            raise ValueError(f"{where} has two keys that are both {str(key)!r} in JSON -> rename one")
+        kept[str(key)] = plain(item, f"{where}[{key!r}]")
+    return kept
+
+
+def proper(word: str, what: str) -> str:
+    """A name that SQLite takes.
+
+    Raises:
+        ValueError: If it is no string, or no proper Unicode.
+    """
+    if not isinstance(word, str):
+        raise ValueError(f"{what} must be a string; got {word!r}")
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} must be proper Unicode; got {word!r}, with half of a surrogate pair -> leave it out"
+        ) from error
+    return word
 
 
 def canonical(value: Any) -> str:

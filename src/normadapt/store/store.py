@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,26 @@ from torch import Tensor
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import StoreError
 from normadapt.store.content import check_owner, check_state, decode, decode_header, encode, header_of, identity_of
-from normadapt.store.database import NAME, Database
-from normadapt.store.files import Shelf
-from normadapt.store.ledger import all_snapshots, enter, find, head_of, move_head, needed, prune, rollback_target
-from normadapt.store.log import append, clock, read_events
-from normadapt.store.records import Command, Event, Snapshot, Verification, canonical
+from normadapt.store.database import Database
+from normadapt.store.files import Shelf, digest_of, make_folder
+from normadapt.store.ledger import (
+    all_snapshots,
+    enter,
+    entries,
+    find,
+    head_of,
+    move_head,
+    needed,
+    prune,
+    rollback_target,
+)
+from normadapt.store.log import append
+from normadapt.store.notes import Notes
+from normadapt.store.records import Snapshot, Verification
 from normadapt.store.verification import verify
 
-OWN_KINDS = frozenset({"created", "commit", "rollback", "pruned", "swept", "command"})
-"""Kinds of events that only the store itself writes: `verify` replays them."""
 
-_WAITING = "SELECT number, time, command, facts FROM commands WHERE taken IS NULL ORDER BY number"
-
-
-class Store:
+class Store(Notes):
     """Snapshots of one adapted model, the head (the one in use), an audit log, and notes between processes.
 
     Everything is in one folder on a local disk. What a method did is on the disk when it returns, in full; what it
@@ -69,21 +74,24 @@ class Store:
         self.retain = retain
         self.timeout = float(timeout)
         self._shelf = Shelf(self.path / "snapshots")
-        if not create and not (self.path / NAME).is_file():
-            raise StoreError(f"there is no store at {self.path} -> name the folder that a pilot or Store(...) wrote to")
-        try:
-            self._shelf.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot make a store at {self.path}: {error} -> name a folder that may be written"
-            ) from error
-        self._database = Database(self.path, self.timeout, lambda connection: self._born(connection))
-        self._unneeded: set[str] = set()  # digests that a transaction pruned: their files go when it is on the disk
+        if create:
+            self._make_folder()
+        self._database = Database(self.path, self.timeout, self._born, create=create, content=self._shelf.holds_any)
+        if not create:
+            self._make_folder()  # of the snapshots, if somebody took it away
         self._owners: dict[str, dict[str, Any]] = {}  # header of snapshot 0, by digest
         with suppress(
             StoreError
         ):  # somebody is writing, or the disk is full: the next one to open the store will sweep
             self._sweep()
+
+    def _make_folder(self) -> None:
+        try:
+            make_folder(self._shelf.folder)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make a store at {self.path}: {error} -> name a folder that may be written"
+            ) from error
 
     @staticmethod
     def _born(connection: sqlite3.Connection) -> None:
@@ -120,8 +128,8 @@ class Store:
         data = encode(header, state)
         with self._writing("commit to") as connection:
             self._own(connection, adapted, header)
-            snapshot = enter(connection, header, self._shelf.put(data), len(data), note, good, facts)
-            self._unneeded |= prune(connection, self.retain)
+            snapshot = enter(connection, header, self._put(data), len(data), note, good, facts)
+            self._database.level.left.update(prune(connection, self.retain))
         return snapshot
 
     def commit_source(self, adapted: AdaptedModel) -> Snapshot:
@@ -142,12 +150,18 @@ class Store:
             source = header_of(adapted, state)
             check_state(source, state, None)
             data = encode(source, state)
-            enter(connection, source, self._shelf.put(data), len(data), "the source", True, {})
+            enter(connection, source, self._put(data), len(data), "the source", True, {})
             return
         zero = find(connection, 0)
         if zero.digest not in self._owners:
             self._owners[zero.digest] = decode_header(self._shelf.get(zero.digest), "snapshot 0")
         check_owner(self._owners[zero.digest], header, f"the store {self.path}")
+
+    def _put(self, data: bytes) -> str:
+        digest = digest_of(data)
+        self._database.level.put.add(digest)  # before it is there: it may be there after a failure
+        self._shelf.put(digest, data)
+        return digest
 
     def head(self) -> Snapshot:
         """The snapshot in use.
@@ -222,80 +236,7 @@ class Store:
             append(connection, "rollback", facts)
         return snapshot
 
-    # -- log, states, commands -----------------------------------------------------------------------------------
-
-    def record(self, kind: str, /, **facts: Any) -> Event:
-        """Append an event of your own to the audit log.
-
-        Args:
-            kind: What happened; not one of those that the store writes itself (`OWN_KINDS`).
-            **facts: Plain JSON values; NaN and infinities become None.
-
-        Raises:
-            ValueError: If the kind is the store's own, or a fact has no counterpart in JSON.
-            StoreError: If it cannot be written.
-        """
-        if not isinstance(kind, str) or not kind or kind in OWN_KINDS:
-            raise ValueError(
-                f"kind must be a word that the store does not use itself ({', '.join(sorted(OWN_KINDS))}); got {kind!r}"
-            )
-        with self._database.write("write to") as connection:
-            return append(connection, kind, facts)
-
-    def history(
-        self, limit: int | None = None, *, after: int = 0, kinds: Iterable[str] | None = None
-    ) -> tuple[Event, ...]:
-        """Events, oldest first.
-
-        Args:
-            limit: The newest so many; None for all.
-            after: Only events with a higher `seq`.
-            kinds: Only these.
-        """
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit must be from 0, or None for all; got {limit!r}")
-        with self._database.read() as connection:
-            return read_events(connection, limit, after, [kinds] if isinstance(kinds, str) else kinds)
-
-    def events_since(self, seq: int) -> tuple[Event, ...]:
-        """Events with a higher `seq`, oldest first: what a poller asks again and again."""
-        return self.history(after=seq)
-
-    def generation(self) -> int:
-        """A number that grows with every commit, rollback and command; cheap to ask."""
-        with self._database.read() as connection:
-            return int(connection.execute("SELECT generation FROM pointer").fetchone()[0])
-
-    def changes(self) -> int:
-        """A number that is another one once anything was written since it was last asked; the cheapest of all looks.
-
-        It means nothing beyond this object, and may change without cause.
-        """
-        with self._database.read() as connection:
-            return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-    def read_state(self, name: str) -> dict[str, Any] | None:
-        """The document that was written under this name; None if there is none."""
-        with self._database.read() as connection:
-            row = connection.execute("SELECT value FROM states WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def write_state(self, name: str, value: Mapping[str, Any]) -> None:
-        """Keep a small document of JSON values under a name, in place of the one there; floats return exactly, NaN too.
-
-        Raises:
-            ValueError: If it holds something that has no counterpart in JSON.
-            StoreError: If it cannot be written.
-        """
-        try:
-            text = json.dumps(dict(value))
-        except TypeError as error:
-            raise ValueError(f"a state must hold plain JSON values: {error} -> convert it first") from error
-        with self._database.write("write to") as connection:
-            connection.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (name, text))
-
-    @contextmanager
-    def transaction(self) -> Iterator[Store]:
+    def transaction(self) -> AbstractContextManager[Store]:
         """Context in which all that this thread writes to the store happens together, or on an exception not at all.
 
         Example:
@@ -304,49 +245,21 @@ class Store:
             ...     _ = store.record("stage", name="shadow")
             ...     store.write_state("pilot", {"stage": "shadow"})
         """
-        try:
-            with self._writing("write to"):
-                try:
-                    yield self
-                except (OSError, sqlite3.Error) as error:
-                    raise _NotOurs from error
-        except _NotOurs as outside:
-            raise outside.__cause__ from None  # type: ignore[misc]
-
-    def send(self, command: str, /, **facts: Any) -> int:
-        """Leave a command for the pilot that runs on this store; returns its number. It is in the audit log, too."""
-        with self._database.write("write to") as connection:
-            event = append(connection, "command", {"command": str(command), "facts": facts})
-            row = (event.time, str(command), canonical(event.facts["facts"]))
-            cursor = connection.execute("INSERT INTO commands (time, command, facts) VALUES (?, ?, ?)", row)
-            connection.execute("UPDATE pointer SET generation = generation + 1")
-            return int(cursor.lastrowid or 0)
-
-    def take_commands(self) -> tuple[Command, ...]:
-        """The commands that nobody has taken yet, in the order in which they were sent; each is given out once."""
-        if not self.waiting_commands():
-            return ()
-        with self._database.write("write to") as connection:
-            rows = connection.execute(_WAITING).fetchall()
-            connection.execute("UPDATE commands SET taken = ? WHERE taken IS NULL", (clock(),))
-        return tuple(Command(number, moment, command, json.loads(facts)) for number, moment, command, facts in rows)
-
-    def waiting_commands(self) -> tuple[Command, ...]:
-        """The commands that nobody has taken yet; they stay."""
-        with self._database.read() as connection:
-            rows = connection.execute(_WAITING).fetchall()
-        return tuple(Command(number, moment, command, json.loads(facts)) for number, moment, command, facts in rows)
+        return self._database.write_for(self, "write to", tidy=self._remove)
 
     # -- care ----------------------------------------------------------------------------------------------------
 
     def verify(self) -> Verification:
-        """Check everything: the chain of events, that they lead to the tables as they are, and every file."""
-        for _ in range(3):
-            with self._database.read_apart() as connection:
-                found = verify(connection, self._shelf)
-            if found.ok or tuple(event.digest for event in self.history(1)) == (found.digest,):
-                break  # else somebody wrote meanwhile, and may have pruned a file that was looked for
-        return found
+        """Check the chain of events, that they lead to the snapshots, head and commands as they are, and every file.
+
+        Not in the log, and so not checked, are what `write_state` wrote and whether a command was taken.
+        """
+        with self._database.read_apart() as connection:
+            return verify(connection, self._shelf, self._entries)
+
+    def _entries(self) -> set[tuple[int, str]]:
+        with self._database.read() as connection:
+            return entries(connection)
 
     def close(self) -> None:
         """Close the connections; the store cannot be used after it."""
@@ -363,28 +276,23 @@ class Store:
         return {"path": self.path, "retain": self.retain, "timeout": self.timeout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Store.__init__(self, **state)
+        Store.__init__(self, **state, create=False)  # what was deleted meanwhile must not come back empty
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
-        """A transaction that may prune: files that nothing needs any more go once it is on the disk."""
-        inner = self._database.in_transaction
-        with self._database.write(verb) as connection:
-            if not inner:
-                self._unneeded = set()
-            yield connection
-            unneeded = self._unneeded
-        if not inner and unneeded:
-            with suppress(StoreError):  # what stays behind is swept when the store is opened next
-                self._remove(unneeded)
+    def _writing(self, verb: str) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction of which files may be left that nothing needs: those go once it is on the disk, or undone."""
+        return self._database.write(verb, tidy=self._remove)
 
     def _remove(self, digests: set[str]) -> None:
-        with self._database.write("prune") as connection:  # nobody may commit the same content meanwhile
+        """Take files away that no row refers to, under the write lock: nobody may commit the same content meanwhile."""
+        with (
+            suppress(StoreError),
+            self._database.write("prune") as connection,
+        ):  # what stays is swept at the next opening
             for digest in digests - needed(connection):
                 self._shelf.remove(digest)
 
@@ -399,7 +307,3 @@ class Store:
                 path.unlink(missing_ok=True)
             if found:
                 append(connection, "swept", {"files": len(found)})
-
-
-class _NotOurs(Exception):  # noqa: N818 (never seen outside)
-    """Carries an error of the caller's own out of a transaction, past the place where the store explains its own."""
