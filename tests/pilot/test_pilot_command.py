@@ -60,6 +60,7 @@ kind = "disagreement"
 margin = 0.1
 [[guards]]
 kind = "non_finite"
+own_only = false
 """
 
 
