@@ -117,6 +117,8 @@ def read_ids(ids: Any, count: int) -> Sequence[Id]:
         if isinstance(id_, bool) or not isinstance(id_, (str, int)):
             raise IdsError(f"the id of item {place} is a {type(entry).__name__}; expected a text or a whole number")
         if isinstance(id_, int) and id_.bit_length() > _LONGEST:
-            raise IdsError(f"the id of item {place} is a number of {id_.bit_length()} bits; expected {_LONGEST} at most")
+            raise IdsError(
+                f"the id of item {place} is a number of {id_.bit_length()} bits; expected {_LONGEST} at most"
+            )
         read.append(id_)
     return read
