@@ -2,13 +2,20 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from normadapt.errors import PlanError
 from normadapt.pilot import Disagreement, Latency, NonFinite, Outcome, Plan, Score, Stage, StageRule, VarianceRatio
+from normadapt.pilot.example_plan import EXAMPLE
+from normadapt.pilot.example_plan import GUARDS as EXAMPLE_GUARDS
 from normadapt.pilot.verdict import Findings, judge
+from pilot import stories
+
+ROOT = Path(__file__).parents[2]
 
 GUARDS = (Disagreement(), NonFinite())
 
@@ -256,6 +263,15 @@ def test_types_and_ranges_of_every_part_are_named_at_once(tmp_path):
     ):
         assert word in str(caught.value)
     assert "None" not in str(caught.value)
+
+
+def test_the_example_and_the_documents_say_what_the_code_takes(tmp_path):
+    assert Plan.from_toml(written(tmp_path, EXAMPLE)) == Plan(guards=EXAMPLE_GUARDS)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "PILOT.md").read_text(), flags=re.S)
+    assert len(blocks) == 1
+    names = {"model": stories.make_model()}
+    exec(blocks[0].replace('store="trial", ', ""), names)
+    assert names["plan"].shares == (0.05, 0.5)
 
 
 def test_a_file_without_guards_is_told_what_to_write_in_it(tmp_path):
