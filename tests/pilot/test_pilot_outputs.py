@@ -138,6 +138,7 @@ def test_what_neither_model_can_answer_is_no_harm_and_teaches_nothing(stage, pix
         assert story.pilot.stage.value == stage
         assert story.pilot.status()["counts"]["answers not finite"] == count
     assert story.pilot.status()["items"] == items
+    assert not story.pilot.label(story.last[2][3], 0)
     after = story.pilot.adapted.snapshot()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -146,7 +147,7 @@ def test_what_neither_model_can_answer_is_no_harm_and_teaches_nothing(stage, pix
 
 def test_a_number_too_large_for_both_models_teaches_nothing_either():
     """Finite at the first layer, whose statistics would follow it, and not at the output."""
-    story = Story(plan=make_plan(guards=OWN)).until("full")
+    story = Story(plan=make_plan(guards=(*OWN, VarianceRatio(low=0.1, high=10.0, every=1)))).until("full")
     story.pilot.adapted.model[5].register_forward_hook(lambda module, args, output: output * float("inf"))
     before = story.pilot.adapted.snapshot()
     with torch.no_grad():
@@ -180,6 +181,23 @@ def test_nan_boxes_beside_good_predictions_trip_when_they_are_the_adapted_models
     assert output["boxes"].isfinite().all()
     assert story.pilot.stage is Stage.ROLLED_BACK
     assert "non_finite" in story.pilot.verdict().reasons[0]
+
+
+def test_what_adapting_alone_did_trips_even_beside_what_nobody_could_answer():
+    story = Story(plan=make_plan(guards=OWN)).until("full")
+
+    def only_ours(module, args, output):
+        output = output.clone()
+        output[0] = float("nan")
+        if not torch.equal(story.pilot.adapted.model[1].running_mean, story.model[1].running_mean):
+            output[1] = float("nan")
+        return output
+
+    story.pilot.adapted.model[5].register_forward_hook(only_ours)
+    output = story.send(n=16)
+    assert story.pilot.stage is Stage.ROLLED_BACK
+    assert story.pilot.verdict().reasons[0].startswith("non_finite: 1 of ")
+    assert torch.equal(output[1:], story.last[3][1:])
 
 
 # -- the statistics of every stream ---------------------------------------------------------------------------------

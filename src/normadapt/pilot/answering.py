@@ -54,8 +54,7 @@ class Desk:
         self._arms = arms
         self._predictions = predictions
         self.observations: tuple[Observation, ...] = ()
-        own = [guard.name for guard in trial.plan.guards if isinstance(guard, NonFinite) and guard.own_only]
-        self._shared = [source_key(name) for name in own]
+        self._own = [guard for guard in trial.plan.guards if isinstance(guard, NonFinite) and guard.own_only]
 
     def answer(self, request: Request) -> Any:
         """The answer that goes out.
@@ -147,14 +146,16 @@ class Desk:
             measured = [
                 self._measure(request, way, pair, seconds) for pair in self._arms.pairs(request, way, ours, theirs)
             ]
-            shared = sum(sum(rows.get(key, ())) for _, rows in measured for key in self._shared)
-            if shared:
+            names = [guard.name for guard in self._own]
+            shared = sum(sum(rows.get(source_key(name), ())) for _, rows in measured for name in names)
+            if shared:  # the request is as if it had not come, but for what adapting alone did to it
+                measured = [(pair, {name: rows.get(name, []) for name in names}) for pair, rows in measured]
                 trial.keeper.tally("answers not finite", items=int(shared), reason="of the source, too: no harm done")
             for pair, rows in measured:
                 trip = trial.take(rows, len(pair.places) if counts and not shared else 0)
                 if trip is not None:
                     return trip, False
-                if (request.ids is not None or self.observations) and pair.source is not None:
+                if (request.ids is not None or self.observations) and pair.source is not None and not shared:
                     self._remember(request, pair)
         except Exception as error:  # a guard that cannot see is no guard
             return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}"), False
@@ -176,10 +177,9 @@ class Desk:
             items=len(way.asked),
             stream=request.stream,
         )
-        guards = [guard for guard in watch.guards if isinstance(guard, NonFinite) and guard.own_only]
-        if pair.source is None and any(any(rows.get(guard.name, ())) for guard in guards):
+        if pair.source is None and any(any(rows.get(guard.name, ())) for guard in self._own):
             source = self._arms.source(request, pair.places)
-            rows.update(signals(guards, source, pair.adapted, pair.inputs, predictions=self._predictions))
+            rows.update(signals(self._own, source, pair.adapted, pair.inputs, predictions=self._predictions))
         return pair, rows
 
     def _remember(self, request: Request, pair: Pair) -> None:
