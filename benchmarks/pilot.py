@@ -47,7 +47,7 @@ GUARDS = (
     ClassConcentration(),
     ConfidenceCollapse(),
     LabelledError(),
-    NonFinite(),
+    NonFinite(own_only=False),  # a request of NaN is to trip
     VarianceRatio(),
     Latency(seconds=60.0),
 )

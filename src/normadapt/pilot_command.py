@@ -94,6 +94,12 @@ def run(
 ) -> None:
     """Send DATA to MODEL under a plan as if it were requests. A second call goes on where the first one ended."""
     injections = [Injection.parse(text) for text in inject or []]
+    for one in injections:
+        if items is not None and one.start >= items:
+            raise SpecError(
+                f"--inject: {one.fault} would begin at item {one.start:,}, after the last of --items {items:,} (items "
+                "are counted from 0 in every run)\n  -> a smaller number, or more --items"
+            )
     wanted = Plan.from_toml(plan)
     net, stream = load_model(model), load_data(data)
     profile = None if source_profile is None else SourceProfile.load(source_profile)
@@ -128,6 +134,10 @@ def run(
                 progress=answered,
             )
             status = trial.status()
+    late = [f"{one.fault}@{one.start}" for one in injections if one.start >= traffic.items]
+    if late:  # how many items DATA has is not known before
+        message = f"--inject: {', '.join(late)} never happened: DATA ended after {traffic.items:,} items; see --items"
+        typer.echo(message, err=True)
     if as_json:
         told = [{"item": item, **move.to_dict()} for item, move in moves]
         print_json(plain({"traffic": traffic.to_dict(), "moves": told, "status": status}))

@@ -20,7 +20,14 @@ from normadapt.store import Event, Verification
 _LOUD, _TRIPS = 0.5, 1.0  # share of its threshold from which a guard is loud, and from which it trips
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _ALARMS = ("trip", "rollback", "store trouble", "events lost", "blind guards", "command refused", "state refused")
-_WARNINGS = ("short shadow", "snapshots distrusted", "snapshot refused", "clock trouble")
+_WARNINGS = (
+    "answers not finite",
+    "answers without rows",
+    "short shadow",
+    "snapshots distrusted",
+    "snapshot refused",
+    "clock trouble",
+)
 
 
 def _table(*headings: str, right: Sequence[str] = ()) -> Table:
@@ -97,21 +104,36 @@ def _ago(seconds: float) -> str:
 
 
 def _guards_table(guards: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("guard", "mean", "normal", "items", "evidence", right=("mean", "normal", "items", "evidence"))
+    table = _table("guard", "lately", "in all", "normal", "items", "evidence", right=_NUMBERS)
     for name, guard in guards.items():
         if guard["hard"]:
             continue
+        shown = Text(name)  # a score's name is its author's: no markup
         if guard["normal"] is None:
-            table.add_row(name, "-", "-", f"{guard['learned']:,}", Text("learning", style="dim"))
+            table.add_row(shown, "-", "-", "-", f"{guard['learned']:,}", Text("learning", style="dim"))
             continue
         level = max(guard["log_value"], 0) / guard["threshold"]
         style = "red" if level >= _TRIPS else "yellow" if level >= _LOUD else ""
         evidence = Text("blind", style="yellow") if guard["blind"] else Text(f"{level:.0%}", style=style)
-        mean = "-" if guard["mean"] is None else f"{guard['mean']:.3f}"
-        table.add_row(name, mean, f"{guard['normal']:.3f}", f"{guard['items']:,}", evidence)
-    table.caption = "evidence: log e-value, in % of what trips; a stage passes below 50 %"
+        told = [_on_its_scale(guard, guard.get(key)) for key in ("recent", "mean", "normal")]
+        table.add_row(shown, *told, f"{guard['items']:,}", evidence)
+    table.caption = (
+        "With a sign: difference to the source, 0 if alike. evidence: log e-value, in % of what trips; a stage passes "
+        "below 50 %."
+    )
     table.caption_justify = "left"
     return table
+
+
+_NUMBERS = ("lately", "in all", "normal", "items", "evidence")
+
+
+def _on_its_scale(guard: Mapping[str, Any], signal: float | None) -> str:
+    """A signal as people read it: a guard that compares has 1/2 where the models are alike."""
+    if signal is None:
+        return "-"
+    scale = guard.get("scale", 1.0)
+    return f"{signal:.3f}" if scale == 1 else f"{(signal - 0.5) / scale:+.3f}"
 
 
 def moves_table(moves: Iterable[tuple[int, Transition]]) -> Table:
@@ -123,7 +145,7 @@ def moves_table(moves: Iterable[tuple[int, Transition]]) -> Table:
         by = f" by {move.by}" if move.by else ""
         why = f"{move.cause.value}{by}" + (f": {move.reason}" if move.reason else "")
         style = "red" if stage == "rolled back" else ""
-        table.add_row(f"{item:,}", Text(stage + share, style=style), move.serving, why)
+        table.add_row(f"{item:,}", Text(stage + share, style=style), move.serving, Text(why))
     return table
 
 
@@ -133,7 +155,7 @@ def history_table(events: Iterable[Event]) -> Table:
     for event in events:
         style = "red" if event.kind in _ALARMS else "yellow" if event.kind in _WARNINGS else ""
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-        table.add_row(str(event.seq), moment, Text(event.kind, style=style), _particulars(event))
+        table.add_row(str(event.seq), moment, Text(event.kind, style=style), Text(_particulars(event)))
     return table
 
 
@@ -187,7 +209,7 @@ def drill_table(result: DrillResult) -> Table:
         if step.name.startswith("fault"):
             table.add_section()
         name = Text(step.name, style="bold" if step.name.startswith("fault") else "")
-        table.add_row(f"{step.at:,}", name, step.expected, step.got, _mark(step))
+        table.add_row(f"{step.at:,}", name, Text(step.expected), Text(step.got), _mark(step))
     return table
 
 

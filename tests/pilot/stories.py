@@ -79,7 +79,7 @@ class Clock:
         return self.now
 
 
-GUARDS = (Disagreement(margin=0.1), LabelledError(margin=0.05), NonFinite())
+GUARDS = (Disagreement(margin=0.1), LabelledError(margin=0.05), NonFinite(own_only=False))
 RULES = {
     "shadow": StageRule(100, 30.0),
     "canary": (StageRule(20, 10.0, share=0.25), StageRule(40, 10.0, share=0.5)),

@@ -104,3 +104,12 @@ def test_splitting_and_resuming_change_nothing_to_the_bit(items, cut):
     parts = Baseline.from_dict(json.loads(json.dumps(parts.to_dict(), allow_nan=False)))
     parts.learn(items[cut:])
     assert parts.to_dict() == learned(items).to_dict()
+
+
+def test_the_worst_block_that_was_seen_is_normal_for_items():
+    """Six standard deviations of rare, grave bursts are less than one of them."""
+    generator = random.Random(2)
+    quiet = [float(generator.random() < 0.02) for _ in range(100 * BLOCK)]
+    known = learned([*quiet, *[1.0] * BLOCK, *quiet]).hypothesis(0.05, DELTA)
+    assert known.block < 0.2
+    assert known.item > 0.9

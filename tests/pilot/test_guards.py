@@ -139,18 +139,49 @@ def test_infinite_logits_are_not_finite_but_a_masked_class_is_no_fault():
     assert signals([NonFinite()], None, output)["non_finite"] == [1.0, 0.0, 1.0]
 
 
-def test_a_fault_that_is_not_the_models_own_can_be_excused():
-    adapted, source = logits((NAN, 0, 0), (NAN, 0, 0), (NAN, 0, 0)), logits(SURE, (NAN, 0, 0), SURE)
-    inputs = torch.tensor([[1.0], [1.0], [NAN]])
-    assert signals([NonFinite()], source, adapted, inputs)["non_finite"] == [1.0, 1.0, 1.0]
-    assert signals([NonFinite(own_only=True)], source, adapted, inputs)["non_finite"] == [1.0, 0.0, 0.0]
-    assert signals([NonFinite(own_only=True)], None, adapted)["non_finite"] == [1.0, 1.0, 1.0]
+def test_only_what_adapting_did_is_harm():
+    adapted, source = logits((NAN, 0, 0), (NAN, 0, 0), SURE), logits(SURE, (NAN, 0, 0), SURE)
+    assert signals([NonFinite()], source, adapted) == {
+        "non_finite": [1.0, 0.0, 0.0],
+        "non_finite/source": [0.0, 1.0, 0.0],
+    }
+    assert signals([NonFinite()], None, adapted)["non_finite"] == [1.0, 1.0, 0.0]
+    assert signals([NonFinite(own_only=False)], source, adapted) == {"non_finite": [1.0, 1.0, 0.0]}
+
+
+@pytest.mark.parametrize("predictions", [None, lambda output: output["logits"].softmax(1)])
+def test_every_tensor_of_an_output_is_looked_at(predictions):
+    good = {"logits": logits(SURE, SURE), "boxes": torch.zeros(2, 4)}
+    bad = {**good, "boxes": torch.tensor([[0.0] * 4, [NAN] * 4])}
+    found = signals([NonFinite()], good, bad, torch.zeros(2, 3), predictions=predictions)
+    assert found["non_finite"] == [0.0, 1.0]
+    assert signals([NonFinite()], None, bad, predictions=predictions)["non_finite"] == [0.0, 1.0]
+
+
+def test_lists_of_answers_of_different_lengths_are_looked_at():
+    found = signals([NonFinite()], None, [{"boxes": torch.zeros(1, 4)}, {"boxes": torch.full((2, 4), NAN)}])
+    assert found["non_finite"] == [0.0, 1.0]
+
+
+def test_a_masked_class_is_no_fault_in_one_part_of_an_output_either():
+    output = {"logits": logits((-math.inf, 1, 0), (math.inf, 0, 0))}
+    found = signals([NonFinite()], None, output, predictions=lambda o: o["logits"].softmax(1))
+    assert found["non_finite"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Latency(requests=2.5), lambda: VarianceRatio(every=2.5), lambda: ClassConcentration(memory=9.5)]
+)
+def test_counts_are_whole_numbers(make):
+    with pytest.raises(PlanError, match="whole number"):
+        make()
 
 
 def test_outputs_that_give_no_probabilities_leave_what_needs_none():
     boxes = {"boxes": torch.tensor([[1.0, 2.0], [NAN, 0.0]]), "labels": torch.tensor([1, 2]), "note": "x"}
     guards = [Disagreement(), ClassConcentration(), ConfidenceCollapse(), NonFinite()]
-    assert signals(guards, boxes, boxes) == {"non_finite": [0.0, 1.0]}
+    assert signals(guards, boxes, boxes) == {"non_finite": [0.0, 0.0], "non_finite/source": [0.0, 1.0]}
+    assert signals(guards, None, boxes) == {"non_finite": [0.0, 1.0]}
     assert signals(guards, "words", "words") == {"non_finite": []}
     assert signals([NonFinite()], None, (torch.tensor([1.0, NAN]), torch.tensor(3.0)))["non_finite"] == [0.0, 1.0]
 

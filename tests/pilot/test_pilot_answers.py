@@ -69,6 +69,7 @@ def test_an_answer_without_rows_is_the_sources():
         pilot(x)
         assert torch.equal(pilot(x), Summed().eval()(x))
     assert pilot.status()["counts"]["answers without rows"] == 1
+    assert pilot.status()["items"] == 0  # nobody was answered by the adapted model
 
 
 def test_without_a_tensor_a_request_is_one_item():
@@ -85,6 +86,9 @@ def test_without_a_tensor_a_request_is_one_item():
         assert pilot(3, ids=["a"]).shape == (2, 3)
         assert pilot(4, ids=["b"]).shape == (2, 3)
     assert pilot.status()["answered"]["items"] == 2
+    assert pilot.stage is Stage.CANARY
+    assert pilot.status()["counts"] == {"transition": 2, "labels cannot come": 2}  # two answers to one item
+    assert not pilot.label("a", 0)
 
 
 def test_one_id_is_on_one_side_whatever_comes_with_it_and_the_share_is_the_planned_one():
@@ -103,13 +107,14 @@ def test_one_id_is_on_one_side_whatever_comes_with_it_and_the_share_is_the_plann
     assert 0.42 < sum(sides.values()) / len(sides) < 0.58
 
 
-@pytest.mark.parametrize("ids", [["a"], "abcdefgh", [None] * 8, 5, {"a": 1}, [1.5] * 8])
+@pytest.mark.parametrize("ids", [["a"], "abcdefgh", [None] * 8, 5, {"a": 1}, [1.5] * 8, [10**5000] * 8])
 def test_strange_ids_are_an_event_and_the_request_is_answered(ids):
     story = Story(plan=make_plan(**AT_ONCE))
     story.send()
     assert story.send(ids=ids).shape == (8, 3)
     assert story.pilot.status()["counts"]["strange ids"] == 1
     assert story.pilot.events[-1].kind == "strange ids"
+    assert any(words in story.pilot.events[-1].facts["reason"] for words in ("ids for 8", "expected", "the id of"))
 
 
 def test_a_strange_stream_is_an_event():

@@ -9,12 +9,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normadapt import cli, pilot_command
-from normadapt.pilot import Pilot, Plan
+from normadapt.pilot import Cause, Pilot, Plan, Position, Transition
 from normadapt.pilot.drill import DrillResult
 from normadapt.pilot.example_plan import GUARDS
 from normadapt.pilot.rehearsal import Step
 from normadapt.pilot.traffic import SteppedClock, send_traffic
-from normadapt.pilot_tables import drill_table, history_table, status_table
+from normadapt.pilot_tables import drill_table, history_table, moves_table, status_table
 from normadapt.store import Store
 from pilot import stories
 
@@ -60,6 +60,7 @@ kind = "disagreement"
 margin = 0.1
 [[guards]]
 kind = "non_finite"
+own_only = false
 """
 
 
@@ -128,6 +129,38 @@ def test_a_fault_rolls_back_and_the_log_tells_it(spec):
     newest = json.loads(call("history", "--store", "store", "--limit", 3, "--json").stdout)
     assert len(newest) == 3
     assert newest[-1]["seq"] == newest[0]["seq"] + 2
+
+
+def test_a_fault_beyond_the_run_is_refused_before_it_starts(spec):
+    outcome = run("--items", 300, "--inject", "nan@10", "--inject", "noise@300-400", code=2)
+    assert "noise would begin at item 300, after the last of --items 300" in " ".join(outcome.output.split())
+    assert not (spec / "store").exists()
+    fixed = ["--plan", "plan.toml", "--store", "store", "--tick", 1, "--inject", "nan@320"]
+    outcome = call("pilot", "run", "own.py:model", "own.py:target", *fixed)
+    assert "nan@320 never happened: DATA ended after 320 items" in " ".join(outcome.stderr.split())
+
+
+def test_what_people_wrote_is_shown_as_they_wrote_it(spec):
+    run("--items", 600)
+    call("rollback", "--store", "store", "--by", "ann", "--reason", "see [/var/log/x] [red]")
+    run("--items", 16)
+    assert "see [/var/log/x] [red]" in " ".join(call("history", "--store", "store").stdout.split())
+    move = Transition(0.0, Cause.ROLLED_BACK, Position(), Position(), "source", "a[/b]", "see [/x]")
+    assert "a[/b]: see [/x]" in rendered(moves_table([(3, move)]))
+    step = Step(0, "a", "[/expected]", "[/got]", True)
+    assert "[/got]" in rendered(drill_table(DrillResult((step,), 0, 0, 0.0, 0.0, "")), 120)
+    status = json.loads(call("pilot", "status", "--store", "store", "--json").stdout)
+    status["guards"]["[/score]"] = status["guards"]["disagreement"]
+    assert "[/score]" in rendered(status_table(status))
+
+
+def test_guards_that_compare_are_shown_as_differences(spec):
+    guard = {"hard": False, "normal": 0.51, "mean": 0.508, "recent": 0.6, "scale": 0.5, "items": 5, "log_value": 1.0}
+    guard |= {"threshold": 8.0, "blind": False}
+    run("--items", 16)
+    status = json.loads(call("pilot", "status", "--store", "store", "--json").stdout)
+    text = rendered(status_table({**status, "guards": {"labelled_error": guard}}))
+    assert "labelled_error   +0.200   +0.016   +0.020" in text
 
 
 def test_operators_commands_reach_the_next_run(spec):

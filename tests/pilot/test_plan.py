@@ -2,13 +2,20 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from normadapt.errors import PlanError
 from normadapt.pilot import Disagreement, Latency, NonFinite, Outcome, Plan, Score, Stage, StageRule, VarianceRatio
+from normadapt.pilot.example_plan import EXAMPLE
+from normadapt.pilot.example_plan import GUARDS as EXAMPLE_GUARDS
 from normadapt.pilot.verdict import Findings, judge
+from pilot import stories
+
+ROOT = Path(__file__).parents[2]
 
 GUARDS = (Disagreement(), NonFinite())
 
@@ -47,6 +54,8 @@ def flat_score(outputs, inputs):
         ({"full": StageRule(1, 0.0, share=0.5)}, "full.share: is 1 always"),
         ({"full": 3}, "full: expected a StageRule"),
         ({"commit_every": 2.5}, "commit_every"),
+        ({"paired_share": 0}, "paired_share: expected a number above 0"),
+        ({"salt": "\ud800"}, "salt: expected a text"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(changes, words):
@@ -125,6 +134,30 @@ def test_what_a_file_leaves_out_is_the_default(tmp_path):
     assert Plan.from_toml(written(tmp_path, '[[guards]]\nkind = "non_finite"')) == Plan(guards=(NonFinite(),))
 
 
+def test_a_stage_in_a_file_may_leave_out_what_has_a_default(tmp_path):
+    text = '[shadow]\nitems = 7\n[full]\nbake = 5\n[[canary]]\nshare = 0.1\nitems = 9\n[[guards]]\nkind = "non_finite"'
+    plan, usual = Plan.from_toml(written(tmp_path, text)), Plan(guards=(NonFinite(),))
+    assert plan.shadow == dataclasses.replace(usual.shadow, items=7)
+    assert plan.full == dataclasses.replace(usual.full, bake=5.0)
+    assert plan.canary == (StageRule(9, 3600.0, 1.0, 0.1),)
+
+
+def test_whole_numbers_make_the_same_plan_as_floats():
+    one = Plan(guards=(Disagreement(margin=0),), cool_down=600, shadow=StageRule(7, 60), idle=30)
+    other = Plan(guards=(Disagreement(margin=0.0),), cool_down=600.0, shadow=StageRule(7, 60.0), idle=30.0)
+    assert one == other
+    assert one.digest == other.digest
+    assert one.to_toml() == other.to_toml()
+
+
+@pytest.mark.parametrize("salt", ["\U0001f600 ü", "a\x7f\x01\t", "\u2028", ""])
+def test_any_salt_survives_a_file(tmp_path, salt):
+    plan = Plan(guards=GUARDS, salt=salt)
+    path = tmp_path / "plan.toml"
+    path.write_text(plan.to_toml(), encoding="utf-8")
+    assert Plan.from_toml(path) == plan
+
+
 def test_there_and_back_with_a_function(tmp_path):
     plan = Plan(guards=(Score(function=f"{__name__}:flat_score"), *GUARDS), salt='a "quoted" ü\n')
     assert Plan.from_toml(written(tmp_path, plan.to_toml())) == plan
@@ -160,7 +193,9 @@ def test_the_digest_differs_where_plans_differ(field):
     ("old", "new", "words"),
     [
         ("alpha =", "alhpa =", ["alhpa: unknown key -> known are guards, alpha"]),
-        ("bake = 600", "bakes = 600", ["shadow.bakes: unknown key", "shadow.bake: is missing"]),
+        ("bake = 600", "bakes = 600", ["shadow.bakes: unknown key -> known are items, bake, max_weight, share"]),
+        ("items = 200\n", "", ["canary[0].items: is missing -> say how many items", "items = 200"]),
+        ("share = 0.2\n", "", ["canary[1].share: is missing -> say the share of the ids"]),
         ("items = 200\n", "items = 2.5\n", [r"canary[0].items: expected a whole number; got 2.5"]),
         ("items = 200\n", 'items = "many"\n', [r"canary[0].items: expected a whole number; got 'many'"]),
         ("share = 0.2\n", "share = 0.01\n", ["canary: shares must rise"]),
@@ -193,6 +228,59 @@ def test_all_that_is_wrong_in_a_file_is_named_at_once(tmp_path):
     lines = str(caught.value).splitlines()
     for word in ("alpha:", "idle:", "canray:", "shadow.items:", "guards: no guard"):
         assert sum(line.strip().startswith(word) for line in lines) == 1, lines
+
+
+def test_types_and_ranges_of_every_part_are_named_at_once(tmp_path):
+    text = """
+        alpha = "x"
+        paired_share = 0
+        [shadow]
+        items = 0
+        bake = "long"
+        [[canary]]
+        share = 3
+        items = "many"
+        [[canary]]
+        share = 0.5
+        items = -1
+        colour = 1
+        [[guards]]
+        kind = "disagreement"
+        margin = 7.0
+        confidant = 1
+        confident = "very"
+    """
+    with pytest.raises(PlanError) as caught:
+        Plan.from_toml(written(tmp_path, text))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    wanted = ["alpha:", "paired_share:", "shadow.items:", "shadow.bake:", "canary[0].share:", "canary[0].items:"]
+    for word in [*wanted, "canary[1].items:", "canary[1].colour:", "guards[0]:"]:
+        assert sum(line.startswith(word) for line in lines) == 1, (word, lines)
+    for word in (
+        "margin must be a number in [0, 1], got 7.0",
+        "does not know 'confidant'",
+        "confident must be a float",
+    ):
+        assert word in str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+def test_the_example_and_the_documents_say_what_the_code_takes(tmp_path):
+    assert Plan.from_toml(written(tmp_path, EXAMPLE)) == Plan(guards=EXAMPLE_GUARDS)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "PILOT.md").read_text(), flags=re.S)
+    assert len(blocks) == 1
+    names = {"model": stories.make_model()}
+    exec(blocks[0].replace('store="trial", ', ""), names)
+    assert names["plan"].shares == (0.05, 0.5)
+
+
+def test_a_file_without_guards_is_told_what_to_write_in_it(tmp_path):
+    path = written(tmp_path, "alpha = 0.001")
+    with pytest.raises(PlanError) as caught:
+        Plan.from_toml(path)
+    assert str(path) in str(caught.value)
+    assert '[[guards]] and below it kind = "disagreement"' in str(caught.value)
+    assert "Disagreement()" not in str(caught.value)
 
 
 def test_no_toml_and_no_file(tmp_path):

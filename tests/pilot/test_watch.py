@@ -296,6 +296,66 @@ def test_splitting_and_resuming_change_nothing_to_the_bit(after, cusum):
     assert left["states"] == right["states"]
 
 
+def test_a_guard_resumes_in_the_middle_of_a_block_and_of_a_turn_to_the_bit():
+    draw = np.random.default_rng(5)
+    bursts = [float(draw.random() < rate) for _ in range(60) for rate in [draw.choice([0.5, 0.0, 0.0, 0.0])] * 50]
+    for after in (20, 70, 130):
+        whole, halted = Watch([Disagreement()], ALPHA), Watch([Disagreement()], ALPHA)
+        for watch in (whole, halted):
+            watch.learn({"disagreement": bursts})
+            watch.freeze_baselines()
+            watch.update({"disagreement": bursts[:after]})
+        assert whole.states["disagreement"].hypothesis.block is not None
+        resumed = Watch.from_dict(json.loads(json.dumps(halted.to_dict())))
+        for watch in (whole, resumed):
+            watch.update({"disagreement": bursts[after : after + 300]})
+        assert whole.to_dict() == resumed.to_dict()
+
+
+def test_a_restart_forgets_the_classes_of_recent_items():
+    watch = Watch([ClassConcentration()], ALPHA)
+    judge = watch.states["class_concentration"].judge
+    rows = {"class_concentration": [3.0] * 40, "class_concentration/source": [float(i % 10) for i in range(40)]}
+    assert judge.judge(rows)[-1] > 0.6
+    watch.restart()
+    assert judge.judge({"class_concentration": [3.0], "class_concentration/source": [9.0]}) == [0.5]
+
+
+def test_a_trip_tells_differences_on_their_own_scale_and_how_it_is_lately():
+    watch = Watch([LabelledError()], ALPHA)
+    watch.freeze_baselines()
+    trip = watch.update(labelled_signals(watch.guards, [False] * 2000, [False] * 2000))
+    while trip is None:
+        trip = watch.update(labelled_signals(watch.guards, [True, False], [False, False]))
+    words = "error rate beyond the source's: +0.500 over the last 50 items"
+    assert words in trip.reason
+    assert "normal is at most +0.020 by the plan" in trip.reason
+    told = watch.status()["labelled_error"]
+    assert told["recent"] == 0.75
+    assert (told["scale"], told["measures"]) == (0.5, "error rate beyond the source's")
+
+
+def test_the_count_of_streams_is_bounded_and_each_is_looked_at_by_itself():
+    adapted = na.adapt(nn.Sequential(nn.BatchNorm1d(2)).eval())
+    watch = Watch([VarianceRatio(every=16)], ALPHA)
+
+    def looks(stream):
+        return bool(watch.measure(None, torch.zeros(8, 2), adapted=adapted, items=8, stream=stream)["variance_ratio"])
+
+    assert [(looks("a"), looks("b")) for _ in range(5)] == [
+        (True, True),
+        (False, False),
+        (True, True),
+        (False, False),
+        (True, True),
+    ]
+    resumed = Watch.from_dict(json.loads(json.dumps(watch.to_dict())))
+    assert resumed.to_dict() == watch.to_dict()
+    for i in range(1500):
+        assert looks(f"stream {i}")
+    assert len(watch.to_dict()["unlooked"]) == 1000
+
+
 def test_a_state_of_other_guards_is_refused():
     state = Watch(COMPARING, ALPHA).to_dict()
     with pytest.raises(ValueError, match="other guards"):

@@ -9,10 +9,11 @@ import time
 from typing import Any, NamedTuple
 
 from normadapt.observation import Observation
-from normadapt.pilot.arms import Arms, Request
+from normadapt.pilot.arms import Arms, Pair, Request
+from normadapt.pilot.guards import NonFinite
 from normadapt.pilot.routing import Route, route
-from normadapt.pilot.rows import RowsError, put_rows
-from normadapt.pilot.signals import answers
+from normadapt.pilot.rows import put_rows
+from normadapt.pilot.signals import Signals, answers, signals, source_key
 from normadapt.pilot.stages import Stage
 from normadapt.pilot.trial import Trial
 from normadapt.pilot.watch import Trip
@@ -33,6 +34,12 @@ class Compared(NamedTuple):
     time: float
 
 
+class _Joined(NamedTuple):
+    """Answers of both models in one; a model's own output may be None."""
+
+    output: Any
+
+
 class Desk:
     """Answers requests as the trial stands.
 
@@ -47,6 +54,7 @@ class Desk:
         self._arms = arms
         self._predictions = predictions
         self.observations: tuple[Observation, ...] = ()
+        self._own = [guard for guard in trial.plan.guards if isinstance(guard, NonFinite) and guard.own_only]
 
     def answer(self, request: Request) -> Any:
         """The answer that goes out.
@@ -55,6 +63,8 @@ class Desk:
             Exception: What the model itself raises for this request, and nothing else.
         """
         answered = self._trial.answered
+        if request.no_ids:
+            self._trial.keeper.tally("strange ids", reason=request.no_ids)
         way = self._route(request)
         with self._arms.stream(request.stream):
             if way is None or not way.asked:
@@ -76,12 +86,17 @@ class Desk:
         first = self._trial.answered["items"]
         items = request.ids or [f"item {first + place}" for place in range(request.count)]
         units = items if plan.unit == "request" else [request.stream] * request.count
-        return route(position, units, items, plan.paired_share, plan.salt)
+        try:
+            return route(position, units, items, plan.paired_share, plan.salt)
+        except Exception as error:  # an id that cannot be hashed may not cost the request its answer
+            self._trial.keeper.tally("routing trouble", reason=repr(error))
+            return None
 
     def _answer_by_arms(self, request: Request, way: Route) -> tuple[Any, int]:
         """The output, and how many of its items the arm answered."""
         trial, arms = self._trial, self._arms
         theirs = arms.source(request) if way.whole else None  # what the model raises itself is the caller's
+        held, joined, shared = arms.adapted.hold(), None, False
         try:
             started = time.perf_counter()
             ours = arms.ours(request, way.asked, adapting=trial.adapting)
@@ -89,50 +104,98 @@ class Desk:
         except Exception as error:  # adapting may not cost a request its answer
             trip: Trip | None = Trip("error", None, None, len(way.asked), f"the adapted model raised {error!r}")
         else:
-            trip = self._judge(request, way, ours, theirs, seconds)
+            joined = self._join(request, way, ours, theirs)
+            trip, shared = self._judge(request, way, ours, theirs, seconds, counts=joined is not None)
+        if trip is None and not shared and joined is not None:
+            return joined.output, len(way.asked) if way.served else 0
+        theirs = arms.source(request) if theirs is None else theirs
         if trip is not None:
-            theirs = arms.source(request) if theirs is None else theirs
             trial.trip(trip)
-            return theirs, 0
-        if not way.served:
-            return theirs, 0
-        try:
-            return put_rows(theirs, ours, way.asked, request.count), len(way.asked)
-        except RowsError as error:
-            trial.keeper.tally("answers without rows", reason=str(error))
-            return theirs, 0
+        elif shared:
+            arms.adapted.rewind(held)  # what nobody could answer may teach nothing
+        return theirs, 0
 
-    def _judge(self, request: Request, way: Route, ours: Any, theirs: Any, seconds: float) -> Trip | None:
-        """Show the guards what the models answered, paired where both did, and remember it for labels."""
+    def _join(self, request: Request, way: Route, ours: Any, theirs: Any) -> _Joined | None:
+        """What would go out; None where the answers of both cannot be put together, and the source's has to do."""
+        if not way.served:
+            return _Joined(theirs)
+        try:
+            return _Joined(put_rows(theirs, ours, way.asked, request.count))
+        except Exception as error:  # an output of any type may come along
+            self._trial.keeper.tally("answers without rows", reason=str(error) or repr(error))
+            return None
+
+    def _judge(
+        self, request: Request, way: Route, ours: Any, theirs: Any, seconds: float, *, counts: bool
+    ) -> tuple[Trip | None, bool]:
+        """Show the guards what the models answered, paired where both did, and remember it for labels.
+
+        Args:
+            request: The request.
+            way: Who was asked.
+            ours: The arm's answer.
+            theirs: The source's to the whole request, if it was asked for that.
+            seconds: How long the arm took.
+            counts: Whether these items are answered by the arm, or would be.
+
+        Returns:
+            A trip, and whether an item is not finite in both models' answers: then the source answers.
+        """
         trial = self._trial
         try:
-            for pair in self._arms.pairs(request, way, ours, theirs):
-                rows = trial.watch.measure(
-                    pair.source,
-                    pair.adapted,
-                    pair.inputs,
-                    predictions=self._predictions,
-                    seconds=seconds if pair.first else None,
-                    adapted=self._arms.adapted if pair.first else None,
-                    items=len(way.asked),
-                )
-                trip = trial.take(rows, len(pair.places))
+            measured = [
+                self._measure(request, way, pair, seconds) for pair in self._arms.pairs(request, way, ours, theirs)
+            ]
+            names = [guard.name for guard in self._own]
+            shared = sum(sum(rows.get(source_key(name), ())) for _, rows in measured for name in names)
+            if shared:  # the request is as if it had not come, but for what adapting alone did to it
+                measured = [(pair, {name: rows.get(name, []) for name in names}) for pair, rows in measured]
+                trial.keeper.tally("answers not finite", items=int(shared), reason="of the source, too: no harm done")
+            for pair, rows in measured:
+                trip = trial.take(rows, len(pair.places) if counts and not shared else 0)
                 if trip is not None:
-                    return trip
-                wanted = request.ids is not None or self.observations
-                if wanted and pair.source is not None:
-                    ours_said = answers(pair.adapted, self._predictions)
-                    theirs_said = answers(pair.source, self._predictions)
-                    if ours_said is None or theirs_said is None:
-                        continue
-                    if request.ids is not None:
-                        names = [request.ids[place] for place in pair.places]
-                        classes = pair.adapted.shape[1] if self._predictions is None else None  # of logits (n, K)
-                        trial.remember(names, ours_said.classes, theirs_said.classes, classes)
-                    self._show(request.stream, ours_said.classes, theirs_said.classes)
+                    return trip, False
+                if (request.ids is not None or self.observations) and pair.source is not None and not shared:
+                    self._remember(request, pair)
         except Exception as error:  # a guard that cannot see is no guard
-            return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}")
-        return None
+            return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}"), False
+        return None, bool(shared)
+
+    def _measure(self, request: Request, way: Route, pair: Pair, seconds: float) -> tuple[Pair, Signals]:
+        """A pair, and what the guards look at in it.
+
+        Where an answer is not finite the source is asked whether it does better, if it was not asked yet.
+        """
+        watch = self._trial.watch
+        rows = watch.measure(
+            pair.source,
+            pair.adapted,
+            pair.inputs,
+            predictions=self._predictions,
+            seconds=seconds if pair.first else None,
+            adapted=self._arms.adapted if pair.first else None,
+            items=len(way.asked),
+            stream=request.stream,
+        )
+        if pair.source is None and any(any(rows.get(guard.name, ())) for guard in self._own):
+            source = self._arms.source(request, pair.places)
+            rows.update(signals(self._own, source, pair.adapted, pair.inputs, predictions=self._predictions))
+        return pair, rows
+
+    def _remember(self, request: Request, pair: Pair) -> None:
+        """Keep the classes that both models gave, for labels and for whoever looks on."""
+        ours, theirs = answers(pair.adapted, self._predictions), answers(pair.source, self._predictions)
+        if ours is None or theirs is None:
+            return
+        if request.ids is not None:
+            if len(ours.classes) == len(pair.places):
+                names = [request.ids[place] for place in pair.places]
+                classes = pair.adapted.shape[1] if self._predictions is None else None  # of logits (n, K)
+                self._trial.remember(names, ours.classes, theirs.classes, classes)
+            else:
+                told = f"{len(ours.classes)} answers to {len(pair.places)} items"
+                self._trial.keeper.tally("labels cannot come", reason=told)
+        self._show(request.stream, ours.classes, theirs.classes)
 
     def _show(self, stream: str, ours: list[int], theirs: list[int]) -> None:
         """Tell whoever looks on how many items got the same class from both."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from normadapt.adapt import AdaptedModel
-from normadapt.pilot.routing import Id, Route, are_ids
-from normadapt.pilot.rows import count_rows, take_rows
+from normadapt.pilot.routing import Id, IdsError, Route, read_ids
+from normadapt.pilot.rows import are_rows, count_rows, take_rows
 from normadapt.settings import DEFAULT_STREAM
 
 
@@ -20,7 +20,8 @@ class Request(NamedTuple):
         count: Items (type: a tuple's own `count` is hidden).
         ids: A name for each, or None.
         stream: Name of the stream.
-        complaints: What was wrong with ids or stream; the request is answered without them.
+        complaints: What was wrong with the stream; the request is answered without it.
+        no_ids: Why its ids could not be used, if they could not; the request is answered without them.
     """
 
     args: tuple[Any, ...]
@@ -29,6 +30,7 @@ class Request(NamedTuple):
     ids: Sequence[Id] | None
     stream: str
     complaints: tuple[str, ...]
+    no_ids: str = ""
 
 
 class Pair(NamedTuple):
@@ -56,14 +58,16 @@ def read_request(args: tuple[Any, ...], kwargs: Mapping[str, Any], ids: Any, str
     """
     rows = count_rows(args, kwargs)
     count = 1 if rows is None else rows
-    complaints = []
-    if ids is not None and not are_ids(ids, count):
-        complaints.append("strange ids")
+    complaints, no_ids = [], ""
+    try:
+        ids = None if ids is None else read_ids(ids, count)
+    except Exception as error:  # whatever a stranger's object does when it is looked into
+        no_ids = str(error) if isinstance(error, IdsError) else repr(error)
         ids = None
     if stream is not None and not isinstance(stream, str):
         complaints.append("strange stream")
         stream = None
-    return Request(args, kwargs, count, ids, stream or DEFAULT_STREAM, tuple(complaints))
+    return Request(args, kwargs, count, ids, stream or DEFAULT_STREAM, tuple(complaints), no_ids)
 
 
 class Arms:
@@ -101,9 +105,14 @@ class Arms:
             request: The request.
             way: Who was asked.
             ours: The arm's answer to `way.asked`.
-            theirs: The source's answer to the whole request, or None: then it is asked here.
+            theirs: The source's answer to the whole request, or None: then it is asked here. It is asked again where
+                rows of an answer are not the request's items, so that only answers to the same inputs are compared.
         """
         fed = request.args[0] if request.args else next(iter(request.kwargs.values()), None)
+        if theirs is not None and not are_rows(theirs, request.count) and len(way.asked) < request.count:
+            same = take_rows(fed, way.asked, request.count)
+            yield Pair(way.asked, ours, self.source(request, way.asked), same, True)
+            return
         if theirs is not None:
             yield Pair(
                 way.asked,
@@ -112,6 +121,9 @@ class Arms:
                 take_rows(fed, way.asked, request.count),
                 True,
             )
+            return
+        if way.paired and not are_rows(ours, request.count):
+            yield Pair(way.asked, ours, self.source(request), fed, True)
             return
         known = set(way.paired)
         alone = [place for place in way.asked if place not in known]

@@ -24,7 +24,8 @@ GUARDS: tuple[Guard, ...] = (
 
 EXAMPLE = """\
 # A trial of an adapted model, for normadapt pilot run ... --plan. Every value here is the default, the guards excepted.
-# What is left out takes its default; an unknown word is refused. A changed plan begins again in shadow.
+# What is left out takes its default (a canary step must give its share and items, though, and a plan a guard); an
+# unknown word is refused. A changed plan begins again in shadow.
 
 alpha = 0.001                     # probability that guards roll a stage back without harm
 cool_down = 3600.0                # seconds under traffic after a roll back, before the canary begins again
@@ -32,7 +33,8 @@ promote_without_labels = false    # true: a quiet stage is enough; else labels o
 minimum_labels = 100              # of a stage's own items, before labels may let the next one begin
 label_margin = 0.02               # the error rate may be higher than the source's by so much
 label_alpha = 0.05                # probability that labels are wrong about that
-paired_share = 0.1                # of the items in full, answered by the source too, for the guards to compare
+paired_share = 0.1                # of the items in full, answered by the source too: guards compare these alone, and
+                                  # only their labels count. 1 while compute allows: harm is found ten times sooner
 unit = "request"                  # or "stream": a camera, line or tenant is on one side as a whole
 salt = "normadapt"                # two pilots with different salts do not pick the same ids
 idle = 300.0                      # a gap longer than this, in seconds, is no traffic and does not count
@@ -99,6 +101,7 @@ margin = 0.02
 
 [[guards]]
 kind = "non_finite"               # NaN or infinity in an answer
+own_only = true                   # false: also where the source's answer is no better, as on an input of NaN
 
 [[guards]]
 kind = "variance_ratio"           # a variance far from the source's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class GuardState:
         self._processes: list[tuple[float, EProcess]] = []  # (log weight, process): items, then blocks in turn
         self._open: list[float] = []
         self._turn = 0
+        self.latest: deque[float] = deque(maxlen=BLOCK)  # signals since the restart, for people
 
     @property
     def log_value(self) -> float:
@@ -45,6 +47,11 @@ class GuardState:
         """Mean of their signals."""
         return self._processes[0][1].mean if self._processes else math.nan
 
+    @property
+    def recent(self) -> float:
+        """Mean of the latest signals, a block at most."""
+        return math.fsum(self.latest) / len(self.latest) if self.latest else math.nan
+
     def freeze(self, delta: float, cusum: bool) -> None:
         """Baselines become the hypothesis, and betting begins."""
         self.baseline.learn(self.judge.freeze())
@@ -57,6 +64,7 @@ class GuardState:
         """Wealth back to 1."""
         self.judge.restart()
         self._open, self._turn, self.peak = [], 0, 0.0
+        self.latest.clear()
         if self.hypothesis is None:
             return
         if self.hypothesis.block is None:
@@ -72,6 +80,7 @@ class GuardState:
         if self.name not in rows or not self._processes:
             return
         items = self.judge.judge(rows)
+        self.latest.extend(items)
         weight, process = self._processes[0]
         process.take(items)
         self.peak = max(self.peak, weight + process.peak)
@@ -97,6 +106,7 @@ class GuardState:
             "processes": [[weight, process.to_dict()] for weight, process in self._processes],
             "open": list(self._open),
             "turn": self._turn,
+            "latest": list(self.latest),
             "peak": self.peak,
         }
 
@@ -109,4 +119,5 @@ class GuardState:
             self.hypothesis = Hypothesis(**{**known, "rate": math.nan if known["rate"] is None else known["rate"]})
         self._processes = [(float(weight), EProcess.from_dict(process)) for weight, process in state["processes"]]
         self._open, self._turn = [float(x) for x in state["open"]], int(state["turn"])
+        self.latest.extend(float(x) for x in state.get("latest", ()))
         self.peak = float(state["peak"])

@@ -51,21 +51,27 @@ def guard_from_table(table: Mapping[str, Any]) -> Guard:
     if kind is None:
         raise PlanError(f"a guard needs kind = one of {', '.join(map(repr, KINDS))}; got {word!r}")
     known = {field.name: field.default for field in fields(kind)}
+    found = []
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise PlanError(
+        found.append(
             f"guard {word!r} does not know {', '.join(map(repr, unknown))} -> it has "
             f"{', '.join(known) or 'no settings'}"
         )
-    wrong = [
-        f"{key} must be a {type(known[key]).__name__}, got {value!r}"
-        for key, value in values.items()
-        if not _fits(value, known[key])
-    ]
+    wrong = [key for key in values if key in known and not _fits(values[key], known[key])]
     if wrong:
-        raise PlanError(f"guard {word!r}: " + "; ".join(wrong))
+        told = [f"{key} must be a {type(known[key]).__name__}, got {values[key]!r}" for key in wrong]
+        found.append(f"guard {word!r}: " + "; ".join(told))
     # A plan file may say 1 for 1.0; equal guards must have equal tables.
-    return kind(**{key: float(v) if isinstance(known[key], float) else v for key, v in values.items()})
+    sound = {key: _as(known[key], v) for key, v in values.items() if key in known and key not in wrong}
+    try:
+        guard = kind(**sound)
+    except PlanError as error:
+        if "function" not in wrong:  # a function that was not understood is not missing
+            found.append(str(error))
+    if found:
+        raise PlanError("; ".join(found))
+    return guard
 
 
 def guard_to_table(guard: Guard) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def guard_to_table(guard: Guard) -> dict[str, Any]:
         PlanError: If a score's function has no name by which it could be imported again.
     """
     table: dict[str, Any] = {"kind": guard.kind}
-    table.update({field.name: getattr(guard, field.name) for field in fields(guard)})
+    table.update({field.name: _as(field.default, getattr(guard, field.name)) for field in fields(guard)})
     if isinstance(guard, Score) and not isinstance(guard.function, str):
         table["function"] = _import_name(guard.function)
     return table
@@ -93,6 +99,11 @@ def _import_name(function: Any) -> str:
             "top of a module and pass 'module:callable'"
         )
     return name
+
+
+def _as(default: Any, value: Any) -> Any:
+    """The value, a whole number as a float where the default is one."""
+    return float(value) if isinstance(default, float) and type(value) is int else value
 
 
 def _fits(value: Any, default: Any) -> bool:

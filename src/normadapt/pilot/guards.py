@@ -23,12 +23,15 @@ class Guard:
     Attributes:
         kind: Its word in a plan file.
         hard: Whether it trips at once, without statistics.
-        scale: What a difference of 1 between the models is in units of the signal; margins are in the former.
+        scale: What a difference of 1 between the models is in units of the signal; margins are in the former. At 0.5
+            a signal of 0.5 says that the models are alike.
+        measures: What its signal is, in words for people.
     """
 
     kind: ClassVar[str] = ""
     hard: ClassVar[bool] = False
     scale: ClassVar[float] = 1.0
+    measures: ClassVar[str] = "signal"
 
     @property
     def name(self) -> str:
@@ -68,6 +71,7 @@ class Disagreement(_Statistical):
     """
 
     kind: ClassVar[str] = "disagreement"
+    measures: ClassVar[str] = "share of another class than the source's, where the source is sure"
 
     confident: float = 0.8
 
@@ -92,6 +96,7 @@ class ClassConcentration(_Statistical):
     """
 
     kind: ClassVar[str] = "class_concentration"
+    measures: ClassVar[str] = "crowding into few classes beyond the source's"
     scale: ClassVar[float] = 0.5
 
     margin: float = 0.1
@@ -99,7 +104,7 @@ class ClassConcentration(_Statistical):
 
     def problems(self) -> list[str]:
         """As `Guard.problems`."""
-        return [*super().problems(), *_outside("memory", self.memory, 1, 1e6)]
+        return [*super().problems(), *_outside("memory", self.memory, 1, 1e6, whole=True)]
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class ConfidenceCollapse(_Statistical):
     """
 
     kind: ClassVar[str] = "confidence_collapse"
+    measures: ClassVar[str] = "share of confidences far out of the usual"
 
     tail: float = 0.05
 
@@ -150,6 +156,11 @@ class Score(_Statistical):
     def scale(self) -> float:  # type: ignore[override]
         """As `Guard.scale`."""
         return 0.5 if self.paired else 1.0
+
+    @property
+    def measures(self) -> str:  # type: ignore[override]
+        """As `Guard.measures`."""
+        return "score beyond the source's" if self.paired else "score"
 
     def problems(self) -> list[str]:
         """As `Guard.problems`."""
@@ -197,6 +208,7 @@ class LabelledError(_Statistical):
     """
 
     kind: ClassVar[str] = "labelled_error"
+    measures: ClassVar[str] = "error rate beyond the source's"
     scale: ClassVar[float] = 0.5
 
     margin: float = 0.02
@@ -204,17 +216,20 @@ class LabelledError(_Statistical):
 
 @dataclass(frozen=True)
 class NonFinite(Guard):
-    """An output holds NaN or infinity: trips at the first. A logit of minus infinity is a masked class, not a fault.
+    """An output holds NaN or infinity where the source's does not: trips at the first.
+
+    All tensors of an output are looked at. A logit of minus infinity is a masked class, not a fault.
 
     Args:
-        own_only: Excuse items whose input, or whose source output, is not finite either: there going back would not
-            help. By default any such answer trips, because nobody else may be looking.
+        own_only: Only what adapting did is harm. Where the source's answer is not finite either, as on an input of NaN,
+            going back would not help: the source answers the request, `answers not finite` is an event, and the
+            statistics are as if it had not come. False trips on any such answer.
     """
 
     kind: ClassVar[str] = "non_finite"
     hard: ClassVar[bool] = True
 
-    own_only: bool = False
+    own_only: bool = True
 
 
 @dataclass(frozen=True)
@@ -237,7 +252,7 @@ class VarianceRatio(Guard):
     def problems(self) -> list[str]:
         """As `Guard.problems`."""
         if 0 <= self.low < 1 < self.high <= math.inf:
-            return _outside("every", self.every, 1, 1e9)
+            return _outside("every", self.every, 1, 1e9, whole=True)
         return [f"low and high must be below and above 1, the source itself; got {self.low!r} and {self.high!r}"]
 
 
@@ -260,13 +275,15 @@ class Latency(Guard):
         """As `Guard.problems`."""
         return [
             *_outside("seconds", self.seconds, 0, 1e9, open_ends=True),
-            *_outside("requests", self.requests, 1, 1e6),
+            *_outside("requests", self.requests, 1, 1e6, whole=True),
         ]
 
 
-def _outside(name: str, value: Any, low: float, high: float, *, open_ends: bool = False) -> list[str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _outside(
+    name: str, value: Any, low: float, high: float, *, open_ends: bool = False, whole: bool = False
+) -> list[str]:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and (low < value < high if open_ends else low <= value <= high):
         return []
     ends = f"({low:g}, {high:g})" if open_ends else f"[{low:g}, {high:g}]"
-    return [f"{name} must be a number in {ends}, got {value!r}"]
+    return [f"{name} must be a {'whole ' if whole else ''}number in {ends}, got {value!r}"]

@@ -21,16 +21,19 @@ class StageRule:
 
     Args:
         items: Items that the adapted model must have answered in it (in shadow: beside the source).
-        bake: Seconds under traffic that it must have lasted.
+        bake: Seconds under traffic that it must have lasted; an hour if it is not said.
         max_weight: Ceiling of the weight on the test statistics in it, in [0, 1], for policies that have `max_weight`.
         share: Of the items, answered by the adapted model. A step of the canary must say it; in shadow it is 0 and in
             full 1, and both may leave it out.
     """
 
     items: int
-    bake: float
+    bake: float = 3600.0
     max_weight: float = 1.0
     share: float | None = None
+
+    def __post_init__(self) -> None:
+        plan_file.as_declared(self)
 
 
 # Shadow has no ceiling: nobody is served there, and what is normal must be learned from what `full` will do.
@@ -42,6 +45,10 @@ _CANARY = (
     StageRule(2000, 3600.0, share=0.5),
 )
 _FULL = StageRule(5000, 86400.0)
+_STEP = {
+    "items": "say how many items the adapted model must answer in this step, as items = 200",
+    "share": "say the share of the ids that this step gives to the adapted model, as share = 0.01",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class Plan:
         cool_down: Seconds under traffic after a roll back, before the canary begins again.
         cusum: Whether guards in `full` are e-CUSUMs, which forget a long quiet past and see harm sooner after it, and
             for which alpha is the rate of false alarms (one in 1/alpha items or so), not their probability.
-        paired_share: Share of the items in `full` that the source answers too, for the guards.
+        paired_share: Share of the items in `full` that the source answers too, above 0: guards that compare and labels
+            see these alone. 1 finds harm soonest, at the price of the source's forward pass for every item.
         promote_without_labels: Whether a stage may pass on label-free evidence alone.
         minimum_labels: Labels of a stage's own items, without which labels do not promote.
         label_margin: Difference in error rate up to which the adapted model does not count as worse.
@@ -105,6 +113,7 @@ class Plan:
     save_every: int = 500
 
     def __post_init__(self) -> None:
+        plan_file.as_declared(self)
         problems = _problems(self)
         if problems:
             raise PlanError("the plan is refused:" + "".join(f"\n  {problem}" for problem in problems))
@@ -130,24 +139,29 @@ class Plan:
         tables = plan_file.tables(Path(path))
         problems: list[str] = []
         values = plan_file.read_fields(cls, tables, "", problems, apart=("shadow", "canary", "full", "guards"))
-        for stage in ("shadow", "full"):
+        for stage, usual in (("shadow", _SHADOW), ("full", _FULL)):
             if stage in tables:
-                values[stage] = plan_file.read_table(StageRule, tables[stage], stage, problems)
+                values[stage] = plan_file.read_table(StageRule, tables[stage], stage, problems, usual)
         if "canary" in tables:
             steps = plan_file.entries(tables["canary"], "canary", problems)
-            values["canary"] = tuple(plan_file.read_table(StageRule, step, where, problems) for where, step in steps)
+            values["canary"] = tuple(
+                plan_file.read_table(StageRule, step, where, problems, advice=_STEP) for where, step in steps
+            )
         guards = plan_file.entries(tables.get("guards", []), "guards", problems)
         values["guards"] = tuple(plan_file.read_guard(guard, where, problems) for where, guard in guards)
-        if not problems:
-            return cls(**values)
+        if not guards and not any(line.startswith("guards:") for line in problems):
+            problems.append(
+                'guards: no guard, no pilot -> add at least one: [[guards]] and below it kind = "disagreement"'
+            )
         try:  # say at once what else is wrong with the parts that could be read
-            sound = {key: value for key, value in values.items() if _is_whole(value)}
-            cls(**{"guards": (), **sound})
+            plan = cls(**values)
         except PlanError as error:
-            known = {line.partition(":")[0] for line in problems} | ({"guards"} if values["guards"] else set())
+            known = {line.partition(":")[0] for line in problems}
             more = [line.strip() for line in str(error).splitlines()[1:]]
             problems += [line for line in more if line.partition(":")[0] not in known]
-        raise PlanError(f"the plan in {path} is refused:" + "".join(f"\n  {problem}" for problem in problems))
+        if problems:
+            raise PlanError(f"the plan in {path} is refused:" + "".join(f"\n  {problem}" for problem in problems))
+        return plan
 
     def to_toml(self) -> str:
         """The plan as TOML, which `from_toml` reads back.
@@ -156,10 +170,6 @@ class Plan:
             PlanError: If a guard's function cannot be named by a module and a name.
         """
         return plan_file.written(self)
-
-
-def _is_whole(value: Any) -> bool:
-    return value is not None and not (isinstance(value, tuple) and any(part is None for part in value))
 
 
 def _problems(plan: Plan) -> list[str]:
@@ -179,7 +189,7 @@ def _problems(plan: Plan) -> list[str]:
 
     number("alpha", 0, 0.5, open_low=True)
     number("cool_down", 0)
-    number("paired_share", 0, 1)
+    number("paired_share", 0, 1, open_low=True)
     number("minimum_labels", 1, whole=True)
     number("label_margin", 0, 0.5, open_low=True)
     number("label_alpha", 0, 0.5, open_low=True)
@@ -190,7 +200,7 @@ def _problems(plan: Plan) -> list[str]:
     for name in ("cusum", "promote_without_labels"):
         need(isinstance(getattr(plan, name), bool), f"{name}: expected true or false; got {getattr(plan, name)!r}")
     need(plan.unit in ("request", "stream"), f'unit: expected "request" or "stream"; got {plan.unit!r}')
-    need(isinstance(plan.salt, str), f"salt: expected a text; got {plan.salt!r}")
+    need(isinstance(plan.salt, str) and _is_text(plan.salt), f"salt: expected a text of unicode; got {plan.salt!r}")
     found += _guard_problems(plan.guards)
     found += _rule_problems(plan.shadow, "shadow", 0.0)
     found += _rule_problems(plan.full, "full", 1.0)
@@ -234,6 +244,15 @@ def _rule_problems(rule: Any, where: str, own_share: float | None) -> list[str]:
     elif rule.share is not None and rule.share != own_share:
         found.append(f"{where}.share: is {own_share:g} always; got {rule.share!r} -> leave it out")
     return found
+
+
+def _is_text(value: str) -> bool:
+    """Whether a file can hold it: half of a surrogate pair cannot be written."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from normadapt.errors import PlanError
 from normadapt.pilot.guard_tables import guard_from_table, guard_to_table
 from normadapt.pilot.guards import Guard, Score
 
+_NO_ADVICE: Mapping[str, str] = MappingProxyType({})
 _NUMBERS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -36,20 +38,35 @@ def entries(value: Any, where: str, problems: list[str]) -> list[tuple[str, Any]
     return [(f"{where}[{place}]", entry) for place, entry in enumerate(value)]
 
 
-def read_table(kind: type, table: Any, where: str, problems: list[str]) -> Any:
-    """A dataclass from its table, or None with what is wrong added to `problems`."""
+def read_table(
+    kind: type,
+    table: Any,
+    where: str,
+    problems: list[str],
+    left_out: Any = None,
+    advice: Mapping[str, str] = _NO_ADVICE,
+) -> Any:
+    """A dataclass from its table, with what is wrong added to `problems`.
+
+    Args:
+        kind: The dataclass.
+        table: What the file says.
+        where: Its place in the file.
+        problems: What is wrong so far.
+        left_out: One of the kind with the values of keys that are left out; None: the dataclass's own defaults.
+        advice: What to write for keys that must be there.
+
+    Returns:
+        The dataclass. Where something is wrong it has a value that can pass, for the rest to be checked at once.
+    """
     if not isinstance(table, dict):
         problems.append(f"{where}: expected a table; got {table!r}")
-        return None
-    before = len(problems)
-    values = read_fields(kind, table, where + ".", problems)
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        problems.append(f"{where}: {error}")
-        return None
+        return left_out
+    values = read_fields(kind, table, where + ".", problems, missing=left_out is None, advice=advice)
+    if left_out is not None:
+        return replace(left_out, **values)
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
+    return kind(**dict.fromkeys(needed, 1) | values)
 
 
 def read_guard(table: Any, where: str, problems: list[str]) -> Guard | None:
@@ -65,9 +82,16 @@ def read_guard(table: Any, where: str, problems: list[str]) -> Guard | None:
 
 
 def read_fields(
-    kind: Any, table: Mapping[str, Any], prefix: str, problems: list[str], apart: tuple[str, ...] = ()
+    kind: Any,
+    table: Mapping[str, Any],
+    prefix: str,
+    problems: list[str],
+    apart: tuple[str, ...] = (),
+    *,
+    missing: bool = True,
+    advice: Mapping[str, str] = _NO_ADVICE,
 ) -> dict[str, Any]:
-    """The values of a dataclass's fields in a table, those `apart` excepted, with their types checked."""
+    """Values of the right types for a dataclass's fields in a table, those `apart` excepted."""
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     for key in table:
@@ -78,10 +102,12 @@ def read_fields(
         if name in apart:
             continue
         if name in table:
+            before = len(problems)
             value = _value(table[name], hints[name], prefix + name, problems)
-            values[name] = value
-        elif field.default is MISSING and field.default_factory is MISSING:
-            problems.append(f"{prefix}{name}: is missing")
+            if len(problems) == before:
+                values[name] = value
+        elif name in advice or (missing and field.default is MISSING and field.default_factory is MISSING):
+            problems.append(f"{prefix}{name}: is missing -> {advice.get(name, 'say it')}")
     return values
 
 
@@ -98,6 +124,16 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     wanted = " or ".join(words for kind, words in _NUMBERS.items() if kind in kinds)
     problems.append(f"{where}: expected {wanted}; got {value!r}")
     return value
+
+
+def as_declared(part: Any) -> None:
+    """Whole numbers become floats where a field of a frozen dataclass is one: equal plans have one text and digest."""
+    hints = get_type_hints(type(part))
+    for field in fields(part):
+        kinds = get_args(hints[field.name]) or (hints[field.name],)
+        value = getattr(part, field.name)
+        if float in kinds and type(value) is int and abs(value) < 1 << 1000:
+            object.__setattr__(part, field.name, float(value))
 
 
 def written(plan: Any) -> str:
@@ -150,4 +186,6 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):  # as JSON writes it, but for two things: surrogate pairs are no TOML, nor is a bare DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

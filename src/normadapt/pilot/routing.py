@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from normadapt.pilot.stages import Position, Stage
 
@@ -84,11 +84,41 @@ def route(position: Position, units: Sequence[Id], items: Sequence[Id], paired_s
     return Route(everything, chosen(items, paired_share, salt + "/paired"), whole=False, served=True)
 
 
-def are_ids(ids: object, count: int) -> bool:
-    """Whether `ids` names each of `count` items by a text or a whole number."""
-    return (
-        isinstance(ids, Sequence)
-        and not isinstance(ids, (str, bytes))
-        and len(ids) == count
-        and all(isinstance(id_, (str, int)) and not isinstance(id_, bool) for id_ in ids)
-    )
+_LONGEST = 1024  # bits of a number that is an id: python refuses to write out very long ones
+
+
+class IdsError(ValueError):
+    """What was given as ids names no items; says why."""
+
+
+def read_ids(ids: Any, count: int) -> Sequence[Id]:
+    """A name for each of `count` items, from any sequence of texts or whole numbers, an array or a tensor.
+
+    Raises:
+        IdsError: If it is something else.
+
+    Example:
+        >>> import numpy as np
+        >>> read_ids(np.array([7, 8]), 2), read_ids(("a", np.int64(3)), 2)
+        ([7, 8], ['a', 3])
+    """
+    listed = ids
+    if not isinstance(ids, Sequence) and callable(getattr(ids, "tolist", None)):
+        listed = ids.tolist()  # an array, a tensor, a column of a table
+    if not isinstance(listed, Sequence) or isinstance(listed, (str, bytes, bytearray)):
+        raise IdsError(f"expected a sequence with a text or whole number for each item; got a {type(ids).__name__}")
+    if len(listed) != count:
+        raise IdsError(f"{len(listed)} ids for {count} items")
+    read: list[Id] = []
+    for place, entry in enumerate(listed):
+        id_ = entry
+        if not isinstance(id_, (str, int)) and hasattr(id_, "item") and getattr(id_, "ndim", None) == 0:
+            id_ = id_.item()  # a number of numpy or torch
+        if isinstance(id_, bool) or not isinstance(id_, (str, int)):
+            raise IdsError(f"the id of item {place} is a {type(entry).__name__}; expected a text or a whole number")
+        if isinstance(id_, int) and id_.bit_length() > _LONGEST:
+            raise IdsError(
+                f"the id of item {place} is a number of {id_.bit_length()} bits; expected {_LONGEST} at most"
+            )
+        read.append(id_)
+    return read

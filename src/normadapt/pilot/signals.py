@@ -7,7 +7,7 @@ that takes memory. A guard that compares needs two rows, the adapted model's und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,7 @@ from normadapt.pilot.guards import (
     Score,
     VarianceRatio,
 )
+from normadapt.pilot.rows import bad_rows, count_rows, tensors
 from normadapt.predictions import Predictions, class_probabilities
 
 Signals = dict[str, list[float]]
@@ -102,7 +103,7 @@ def signals(
         source_output: The source model's output for these items; None where it was not asked. Guards that compare then
             have nothing to say.
         adapted_output: The adapted model's output for the same items, rows in the same order.
-        inputs: The inputs, for `Score` and `NonFinite(own_only=True)`.
+        inputs: The inputs, for `Score`.
         predictions: Maps an output to class probabilities (n, K); default: logits (n, K). Outputs that give none leave
             the guards on classes and confidence without signals, and `Watch.blind` names them after the shadow phase.
         seconds: How long the request took, for `Latency`.
@@ -127,7 +128,8 @@ def signals(
         elif isinstance(guard, Score):
             rows.update(_scores(guard, source_output, adapted_output, inputs))
         elif isinstance(guard, NonFinite):
-            rows[guard.name] = _non_finite(guard, ours, source_output, adapted_output, inputs)
+            both = _Outputs(adapted_output, source_output, ours, theirs, inputs, predictions is None)
+            rows.update(_non_finite(guard, both))
         elif isinstance(guard, Latency):
             rows[guard.name] = [] if seconds is None else [float(seconds)]
         elif isinstance(guard, VarianceRatio):
@@ -194,38 +196,50 @@ def _bounded(guard: Score, values: Any) -> list[float]:
     return listed
 
 
-def _non_finite(guard: NonFinite, ours: Answers | None, source_output: Any, output: Any, inputs: Any) -> list[float]:
-    bad = _bad_rows(ours, output)
-    if guard.own_only and any(bad):
-        theirs = None if source_output is None else answers(source_output)
-        excused = _bad_rows(theirs, source_output) if source_output is not None else []
-        fed = _bad_rows(None, inputs)
-        bad = [b and not (i < len(excused) and excused[i]) and not (i < len(fed) and fed[i]) for i, b in enumerate(bad)]
-    return [float(b) for b in bad]
+class _Outputs(NamedTuple):
+    """Outputs of both models, with what is known of them already."""
+
+    adapted: Any
+    source: Any
+    ours: Answers | None
+    theirs: Answers | None
+    inputs: Any
+    plain: bool  # whether logits are all of an output that is a matrix
 
 
-def _bad_rows(known: Answers | None, output: Any) -> list[bool]:
-    """Which items have a number that is not finite, in any tensor of an output whose first dimension counts items."""
-    if known is not None:
-        return [sure != sure for sure in known.confidences]
-    bad: list[bool] = []
-    for tensor in _tensors(output):
-        if tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        found = (~tensor.detach().reshape(tensor.shape[0], -1).isfinite()).any(1).tolist()
-        bad = [a or b for a, b in zip(bad, found, strict=True)] if len(bad) == len(found) else bad or found
-    return bad
+def _non_finite(guard: NonFinite, both: _Outputs) -> Signals:
+    """Items that are bad by adapting; with `own_only` beside them those for which the source is no better."""
+    count = len(both.ours.classes) if both.ours is not None else _count(both.adapted, both.inputs)
+    bad = _bad_rows(both.ours, both.adapted, count, plain=both.plain)
+    if not guard.own_only or both.source is None or not any(bad):
+        return {guard.name: [float(b) for b in bad]}
+    theirs = _bad_rows(both.theirs, both.source, count, plain=both.plain)
+    shared = [b and other for b, other in zip(bad, theirs, strict=True)]
+    return {
+        guard.name: [float(b and not other) for b, other in zip(bad, shared, strict=True)],
+        source_key(guard.name): [float(other) for other in shared],
+    }
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, (list, tuple)):
-        for part in output:
-            yield from _tensors(part)
+def _bad_rows(known: Answers | None, output: Any, count: int, *, plain: bool) -> list[bool]:
+    """Which items are not finite: in their probabilities, where there are any, or in any part of the output.
+
+    Minus infinity is a masked class where the probabilities are known and finite, and a fault elsewhere.
+    """
+    if known is None or len(known.confidences) != count:
+        return bad_rows(output, count)
+    bad = [sure != sure for sure in known.confidences]
+    if plain and _are_logits(output):
+        return bad  # the probabilities say all of it
+    return [a or b for a, b in zip(bad, bad_rows(output, count, masked=True), strict=True)]
+
+
+def _count(output: Any, inputs: Any) -> int:
+    """Items of an output without probabilities: as many as inputs, entries of a list, or rows of its first tensor."""
+    for rows in (count_rows((inputs,), {}), len(output) if isinstance(output, list) else None):
+        if rows is not None and rows != 0:
+            return rows
+    return next((len(part) for part in tensors(output) if part.ndim > 0), 0)
 
 
 def labelled_signals(guards: Sequence[Guard], adapted_wrong: Sequence[bool], source_wrong: Sequence[bool]) -> Signals:

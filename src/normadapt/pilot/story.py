@@ -15,6 +15,7 @@ from normadapt.store import Store
 _OPERATOR = "the drill"
 _ENOUGH = 0.03  # share of right answers that a snapshot may fall behind the source by, on the few images of a check
 _CHECK = 40  # requests of such a check
+_GOES_ON = 8000  # images until a fault that goes on trips a second time: the canary that finds it sees one in a hundred
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Expectation:
     """What is expected of a fault.
 
     Args:
-        by: "guards" that need no label, "labels", or "nobody": what no guard can see.
-        within: Items until then; for "nobody" how long it lasts.
-        why: For people, where nobody sees it.
+        by: "guards" that need no label; "labels" at the latest; "nobody": what no guard can see; "neither": the source
+            cannot answer it either, so that going back would not help.
+        within: Items until then; for "nobody" and "neither" how long it lasts.
+        why: For people, where nothing trips.
     """
 
     by: str
@@ -33,16 +35,23 @@ class Expectation:
 
 
 EXPECTED: dict[str, Expectation] = {
-    "constant": Expectation("guards", 2000),
     "inverted": Expectation("guards", 2000),
     "noise": Expectation("guards", 4000),
     "drift": Expectation("guards", 4000),
     "poisoned": Expectation("labels", 6000),
     "frozen": Expectation("nobody", 1500, "the source is fooled alike"),
     "dark": Expectation("nobody", 1500, "the source is fooled alike"),
-    "nan": Expectation("guards", BATCH),
+    "nan": Expectation("neither", 10 * BATCH, "nobody could answer"),
+    "constant": Expectation("guards", 2000),
 }
 """The drill's faults in their turn; the last one goes on after the first roll back."""
+
+
+_FINDERS = {
+    "guards": "a guard trips",
+    "labels": "a guard trips, late labels at the latest,",
+    "nobody": "by chance, if at all,",
+}
 
 
 class Story(Rehearsal):
@@ -121,6 +130,9 @@ class Story(Rehearsal):
     def fault(self, name: str) -> None:
         """A fault, until a guard trips or its time is over."""
         fault, wanted = FAULTS[name], EXPECTED[name]
+        if wanted.by == "neither":
+            self.unanswerable(name)
+            return
         self.begin(f"fault: {name}")
         change = fault.make(torch.Generator().manual_seed(self.seed))
         tally, first = Tally(), self.sent
@@ -132,7 +144,7 @@ class Story(Rehearsal):
                 self.took.append(took)
         items = self.sent - first
         if self.pilot.stage is not Stage.ROLLED_BACK:
-            seen = "no guard trips" if wanted.by == "nobody" else f"{wanted.by} trip within {wanted.within:,}"
+            seen = "no guard trips" if wanted.by == "nobody" else f"{_FINDERS[wanted.by]} within {wanted.within:,}"
             why = f": {wanted.why}" if wanted.why else ""
             self.add(
                 f"fault: {name}",
@@ -153,10 +165,9 @@ class Story(Rehearsal):
         got = f"{by} after {items:,}; snapshot {number} {took:.0f} ms later"
         if not served:
             got += "; NOT answered by the source"
-        finder = {"guards": "a guard trips", "labels": "late labels trip"}.get(wanted.by, "by chance, if at all,")
         self.add(
             f"fault: {name}",
-            f"{finder} within {wanted.within:,}",
+            f"{_FINDERS[wanted.by]} within {wanted.within:,}",
             got,
             ok=served and head == number and number > 0 and (wanted.by == "labels" or not by_label),
             caught=True,
@@ -166,6 +177,45 @@ class Story(Rehearsal):
             snapshot=number,
             ms=took,
             usual_ms=usual,
+        )
+
+    def unanswerable(self, name: str) -> None:
+        """Inputs that no model can answer: the source's answers go out, nothing is learned and nothing rolled back."""
+        fault, wanted = FAULTS[name], EXPECTED[name]
+        self.begin(f"fault: {name}")
+        change = fault.make(torch.Generator().manual_seed(self.seed))
+        before, first, same = self.pilot.adapted.snapshot(), self.sent, True
+        while self.sent - first < wanted.within and self.pilot.stage is Stage.FULL:
+            expected, _ = self.send(None, change, fault.legible)
+            same &= are_equal(self.output, expected)
+        after = self.pilot.adapted.snapshot()
+        kept = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+        stays = self.pilot.stage is Stage.FULL
+        self.add(
+            f"fault: {name}",
+            f"the source answers, nothing is learned, no roll back: {wanted.why}",
+            f"{'every answer' if same else 'NOT every answer'} the source's; "
+            f"statistics {'as before' if kept else 'CHANGED'}; {'still full' if stays else 'NOT full'} after "
+            f"{self.sent - first:,}",
+            ok=same and kept and stays,
+            caught=False,
+            images=self.sent - first,
+        )
+
+    def go_on(self) -> None:
+        """The camera is repaired, and nothing had to be done."""
+        self.begin("repaired")
+        tally = Tally()
+        for _ in range(_CHECK):
+            self.send(tally)
+        self.add(
+            "repaired",
+            "adapted goes on, no worse than the source",
+            str(tally),
+            ok=self.pilot.serving == "adapted" and tally.gain > -_ENOUGH,
+            serving=self.pilot.serving,
+            right=tally.ours / tally.images,
+            source_right=tally.theirs / tally.images,
         )
 
     def recover(self, *, alone: bool) -> None:
@@ -223,17 +273,17 @@ class Story(Rehearsal):
             self.send()
 
     def second_trip(self, name: str) -> None:
-        """The fault of the first roll back goes on."""
+        """The fault goes on: the snapshot trips, or the canary that begins again after the cool-down."""
         self.begin("it goes on")
         fault = FAULTS[name]
         change = fault.make(torch.Generator().manual_seed(self.seed))
         first = self.sent
-        while self.sent - first < EXPECTED[name].within and self.pilot.serving != "source":
+        while self.sent - first < _GOES_ON and self.pilot.serving != "source":
             self.send(None, change, fault.legible)
         position = self.pilot.position
         self.add(
             f"{name} goes on",
-            "second trip: all to the source",
+            f"second trip, in the canary at the latest: all to the source within {_GOES_ON:,}",
             f"{self.pilot.serving} answers all after {self.sent - first:,}",
             ok=self.pilot.serving == "source" and position.share == 0 and position.rollbacks == 2,
             images=self.sent - first,

@@ -8,6 +8,7 @@ stretch from `restart` to `restart`.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,10 +17,13 @@ from normadapt.adapt import AdaptedModel
 from normadapt.errors import PlanError
 from normadapt.pilot.guard_state import GuardState
 from normadapt.pilot.guard_tables import guard_from_table, guard_to_table
-from normadapt.pilot.guards import Guard, Latency, NonFinite, VarianceRatio
+from normadapt.pilot.guards import Guard, LabelledError, Latency, NonFinite, VarianceRatio
 from normadapt.pilot.judges import Rows
 from normadapt.pilot.signals import Signals, signals, variance_ratio
 from normadapt.predictions import Predictions
+from normadapt.settings import DEFAULT_STREAM
+
+_STREAMS = 1000  # whose items are counted, for when to look at their statistics again
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Watch:
         self._hard = tuple((guard.name, guard) for guard in guards if guard.hard)
         self._every = min((guard.every for guard in guards if isinstance(guard, VarianceRatio)), default=None)
         self._slow: dict[str, list[bool]] = {guard.name: [] for guard in guards if isinstance(guard, Latency)}
-        self._unlooked: int | None = None  # items since the statistics were last looked at
+        self._unlooked: OrderedDict[str, int] = OrderedDict()  # by stream: items since its statistics were looked at
 
     @property
     def blind(self) -> tuple[str, ...]:
@@ -111,14 +115,18 @@ class Watch:
         seconds: float | None = None,
         adapted: AdaptedModel | None = None,
         items: int = 1,
+        stream: str = DEFAULT_STREAM,
     ) -> Signals:
-        """As `signals`, and looks at the statistics of `adapted` when `VarianceRatio.every` items have passed."""
+        """As `signals`, and looks at the statistics of `adapted` in a stream's every `VarianceRatio.every` items."""
         variance = None
         every = self._every
         if every is not None and adapted is not None:
-            self._unlooked = every if self._unlooked is None else self._unlooked + items
-            if self._unlooked >= every:
-                variance, self._unlooked = variance_ratio(adapted), 0
+            unlooked = self._unlooked.pop(stream, every) + items
+            if unlooked >= every:
+                variance, unlooked = variance_ratio(adapted), 0
+            self._unlooked[stream] = unlooked
+            if len(self._unlooked) > _STREAMS:
+                self._unlooked.popitem(last=False)  # it will be looked at as soon as it comes again
         return signals(
             self.guards,
             source_output,
@@ -160,15 +168,24 @@ class Watch:
         return found
 
     def _trip(self, state: GuardState) -> Trip:
-        hypothesis = state.hypothesis
-        normal = "" if hypothesis is None else f"; normal is at most {hypothesis.block or hypothesis.item:.3g}"
-        if hypothesis is not None and hypothesis.items:
-            normal += f" (shadow phase: {hypothesis.rate:.3g} over {hypothesis.items} items)"
+        """A trip in words; signals of a guard that compares are told as differences, 0 for models that are alike."""
+        guard, hypothesis = state.guard, state.hypothesis
+
+        def told(signal: float) -> str:
+            return f"{signal:.3f}" if guard.scale == 1 else f"{(signal - 0.5) / guard.scale:+.3f}"
+
+        normal = ""
+        if hypothesis is not None:
+            normal = f"normal is at most {told(hypothesis.item if hypothesis.block is None else hypothesis.block)}"
+            if isinstance(guard, LabelledError):
+                normal += " by the plan"
+            elif hypothesis.items:
+                normal += f" (shadow phase: {told(hypothesis.rate)} over {hypothesis.items} items)"
         reason = (
-            f"mean {state.mean:.3g} over {state.items} items{normal}; odds against chance e^{state.peak:.1f}, "
-            f"needed e^{self.threshold:.1f}"
+            f"{guard.measures}: {told(state.recent)} over the last {len(state.latest)} items, {told(state.mean)} over "
+            f"all {state.items}; {normal}; odds against chance e^{state.peak:.1f}, needed e^{self.threshold:.1f}"
         )
-        return Trip(state.guard.name, state.peak, self.threshold, state.items, reason)
+        return Trip(guard.name, state.peak, self.threshold, state.items, reason)
 
     def _hard_trip(self, rows: Rows) -> Trip | None:
         found: Trip | None = None
@@ -203,7 +220,7 @@ class Watch:
         for state in self.states.values():
             state.restart(self.cusum)
         self._slow = {name: [] for name in self._slow}
-        self._unlooked = None
+        self._unlooked.clear()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """What people may want to see of each guard, as plain data."""
@@ -217,11 +234,14 @@ class Watch:
             told[guard.name] = {
                 "kind": guard.kind,
                 "hard": False,
+                "measures": guard.measures,
+                "scale": guard.scale,
                 "log_value": state.log_value,
                 "peak": state.peak,
                 "threshold": self.threshold,
                 "items": state.items,
                 "mean": _number(state.mean),
+                "recent": _number(state.recent),
                 "learned": state.baseline.count,
                 "rate": None if known is None else _number(known.rate),
                 "normal": None if known is None else (known.item if known.block is None else known.block),
@@ -239,7 +259,7 @@ class Watch:
             "frozen": self.frozen,
             "states": {name: state.to_dict() for name, state in self.states.items()},
             "slow": {name: list(slow) for name, slow in self._slow.items()},
-            "unlooked": self._unlooked,
+            "unlooked": dict(self._unlooked),
         }
 
     @classmethod
@@ -262,7 +282,9 @@ class Watch:
             for name, known in made.states.items():
                 known.load(state["states"][name])
             made._slow = {name: [bool(s) for s in state["slow"][name]] for name in made._slow}
-            made._unlooked = state["unlooked"]
+            unlooked = state["unlooked"]
+            if isinstance(unlooked, Mapping):  # one number for all streams, once
+                made._unlooked.update({str(stream): int(items) for stream, items in unlooked.items()})
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not the state of a watch ({error!r}) -> pass what to_dict() gave") from error
         return made
