@@ -238,7 +238,7 @@ def test_track_follows_a_jump_and_comes_back(profiled, n):
     case = CASES["1d-series"]
     # A single instance must be absurd to tell of a jump, and so must a few when nobody knows what is usual: what a
     # series' instances have within leaves room for much between them.
-    usually = {1: 4.0, 4: 4.0, 16: 1.0}
+    usually = {1: 4.0, 4: 4.0, 16: 2.0}
     model, further = case.model(), 4.0 if n == 1 else 0.0 if profiled else usually[n]
 
     def target(n, seed):

@@ -40,7 +40,7 @@ def test_correlation_by_hand():
     weight, one, memory = [2.0, 0.5], 3.0, 50.0
     correlation = Correlation(torch.zeros(2, dtype=torch.float64))
     recent, variance, stretches, excess, seen = [0.0, 0.0], 0.0, 0.0, 0.0, 10.0
-    assert correlation.length == 16
+    assert correlation.length == 20
     for n, distance in ((4, [0.5, -1.0]), (1, [2.0, 0.1]), (100, [-0.3, 0.4])):
         a = 1 - math.exp(-n / 32)
         recent = [(1 - a) * r + a * d for r, d in zip(recent, distance, strict=True)]
@@ -52,7 +52,7 @@ def test_correlation_by_hand():
         correlation = correlation.update(d, n, seen, one, w, memory)
         assert correlation.recent.tolist() == pytest.approx(recent)
         assert correlation[1:] == pytest.approx((variance, stretches, excess))
-        assert correlation.length == pytest.approx((16 * 8 + excess) / (8 + stretches))
+        assert correlation.length == pytest.approx((20 * 8 + excess) / (8 + stretches))
         seen += n
     assert Correlation(torch.zeros(2), 0.1, 1000.0, 0.0).length == 1
 
@@ -62,7 +62,7 @@ def test_correlation_of_independent_draws_and_of_runs():
     assert sum(ratios) / 8 == pytest.approx(1, abs=0.2)
     assert 1 <= measured(levels(draws(60_000, 9), 9), 32, memory=1e6).length < 1.4
     # A memory of 1,000 forgets as fast as it learns: 15.6 stretches beside the prior's 8.
-    assert measured(levels(draws(4000, 1), 1), 8).length == pytest.approx((128 + 15.6) / 23.6, rel=0.1)
+    assert measured(levels(draws(4000, 1), 1), 8).length == pytest.approx((160 + 15.6) / 23.6, rel=0.1)
     for seed in range(3):
         x = levels(in_runs(4000, seed), seed)
         lengths = {n: measured(x, n).length for n in (1, 8, 32)}
@@ -218,12 +218,14 @@ def test_learned_spread_by_hand():
     influence = ((ratio + deviation**2) / (ratio + deviation**2).mean(0) - 1) / 2
     variance = np.stack(((deviation**2).sum(0), (influence**2).sum(0))) / 8
     assert learned.total.numpy() == pytest.approx(variance)
-    shrunk = (variance * 8 + 0.1 * 8) / 16  # the prior is worth 8
+    shrunk = (variance * 8 + 0.1 * 4) / 12  # the prior is worth 4
     within = float(ratio.mean(0) @ WEIGHT.numpy()) / total_weight
     assert (learned.inner, learned.met) == (pytest.approx(within, rel=0.01), 9)
     assert learned.natural == pytest.approx(max(0.0, 1 - within), abs=0.01)
     cap = np.minimum(1, (0.1 + 1.5 * learned.natural) / (shrunk @ WEIGHT.numpy() / total_weight))[:, None]
-    share = 0.3 + 0.6 / 20 * (1 - math.exp(-20 / 8))
+    alike = (float(learned.total[0] @ at.share) * 8 + 0.1 * max(0.02, learned.inner) * 2) / 10
+    unseen = max(0.02, min(learned.natural, 4 * alike / (alike + max(0.02, learned.inner))))
+    share = np.array([[min(1.0, 0.35 + 1.2 * unseen)], [0.6]])
     assert learned.spread.within.numpy() == pytest.approx((1 - share) * shrunk * cap)
     assert learned.one == pytest.approx(float(shrunk[0] @ WEIGHT.numpy()))
     assert learn(learned, evidence(1e4 * x), at, jumped=True) is learned  # a broken sensor teaches nothing
@@ -260,19 +262,20 @@ def test_the_learned_spread_is_measured_about_the_window():
 @pytest.mark.parametrize("contrast", [0.95, 0.6])
 def test_what_lies_between_classes_is_what_no_instance_has_within_until_it_was_seen(stretches, contrast):
     x = 0.1 * torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    for index in (0, 9, 19):
-        at = source(index=index, count=20)
-        learned = learn(LearnedSpread.empty(at), evidence(x, contrast=contrast), at, stretches=stretches)
-        natural, share = 1 - learned.inner, 0.3 + 0.6 * (index + 1) / 20 * (1 - math.exp(-20 / 8))
-        assert natural == pytest.approx(1 - contrast**2 * 24 / 25, abs=0.06)
-        # Instances of one class scatter so much; the classes lie apart four times that, in units of their contrast.
-        alike = (float(learned.total[0] @ at.share) * 8 + 0.1 * learned.inner * 8) / 16
-        unseen = min(natural, 4 * alike / (alike + learned.inner))
-        own = share * (learned.total.numpy() * 8 + 0.1 * 8) / 16  # not capped: 0.1 is always allowed
-        between = np.maximum(own, (own * stretches + 2 * share * unseen) / (stretches + 2))
-        assert learned.spread.between.numpy() == pytest.approx(between)
-        assert learned.spread.within.numpy() == pytest.approx(own * (1 - share) / share)
-        assert (between > 2 * own).any() == (contrast < 0.9)
+    at = source()
+    learned = learn(LearnedSpread.empty(at), evidence(x, contrast=contrast), at, stretches=stretches)
+    natural = 1 - learned.inner
+    assert natural == pytest.approx(1 - contrast**2 * 24 / 25, abs=0.06)
+    # Instances of one class scatter so much; the classes lie apart four times that, in units of their contrast.
+    alike = (float(learned.total[0] @ at.share) * 8 + 0.1 * learned.inner * 2) / 10
+    unseen = min(natural, 4 * alike / (alike + learned.inner))
+    # Where instances differ most, they differ by their class.
+    share = np.array([[min(1.0, 0.35 + 1.2 * unseen)], [0.6]])
+    own = share * (learned.total.numpy() * 8 + 0.1 * 4) / 12  # not capped: 0.1 is always allowed
+    between = np.maximum(own, (own * stretches + 2 * share * unseen) / (stretches + 2))
+    assert learned.spread.between.numpy() == pytest.approx(between)
+    assert learned.spread.within.numpy() == pytest.approx(own * (1 - share) / share)
+    assert (between > 4 * own).any() == (contrast < 0.9 and stretches == 0)
 
 
 @pytest.mark.parametrize("n", [8, 100])

@@ -15,7 +15,7 @@ import torch
 from normadapt.shapes import PerChannel
 
 _SPAN = 32.0  # instances that the moving average reaches over: about a run of one class
-_PRIOR_LENGTH = 16.0  # instances that count as one draw in a stream never seen before
+_PRIOR_LENGTH = 20.0  # instances that count as one draw in a stream never seen before
 _PRIOR_STRETCHES = 8.0  # independent stretches of the moving average that this prior is worth
 _BOUND = 30.0  # times its expectation counts one look at most: an undetected change of domain is no correlation
 

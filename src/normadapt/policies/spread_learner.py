@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +14,8 @@ from normadapt.statistics import Evidence
 
 _PRIOR_VARIANCE = 0.1  # of v_s; half-log-variances likewise
 _PRIOR_DEGREES = 2.0
-_PRIOR_COUNT = 8.0  # instances that the prior is worth
+_PRIOR_COUNT = 8.0  # instances that the prior of the degrees is worth; that of the variance half as many
+_PRIOR_WORTH = 4.0
 # What source instances scatter follows from how much they vary within themselves: see `natural`. In units of v_s, each
 # a constant and a multiple of that; the variance of half-log-variances is about as large.
 _MOST = (0.3, 1.5)  # of locations, more than any layer's scatter, with what the estimate itself errs
@@ -24,9 +24,10 @@ _USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for location
 _TOGETHER = (0.09, 1.5)  # more than the scales of all channels vary together
 _LEAST = 0.02  # between classes that nobody has seen
 _APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
+_OWN_WORTH = 2.0  # instances that the prior of their scatter is worth there: blurred images are alike from the start
 _SEEN = 2.0  # independent stretches of the stream after which what they showed counts half
-_SHARE, _SHARE_RISE = 0.3, 0.6  # of the scatter that lies between classes in the first layers; what depth adds
-_DEPTH = 8.0  # layers that make a network deep
+_SHARE, _SHARE_RISE = 0.35, 1.2  # of the locations' scatter that lies between classes; what the natural scatter adds
+_SCALE_SHARE = 0.6  # of that of the half-log-variances
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
 _VARIED = 10.0  # times v_s counts the variance within an instance at most
@@ -74,7 +75,7 @@ class LearnedSpread(NamedTuple):
         unseen: Instances that have passed since it was updated.
         total: Variance (2, C) across instances.
         sketch: Covariance (2, 16, 16) of the projected instances, channels weighted by gamma.
-        one: sum_c w_c times the location's variance (C,), shrunk to its prior: variance 0.1 worth 8 instances.
+        one: sum_c w_c times the location's variance (C,), shrunk to its prior: variance 0.1 worth 4 instances.
         spread: What the source's instances are taken to scatter: the same with two degrees of freedom for a prior,
             split into a part within classes and one between them, and no more than `natural` allows. What is above that
             comes from several domains.
@@ -196,7 +197,7 @@ def width_of(mean: PerChannel, second: PerChannel) -> PerChannel:
 
 def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
     """A variance across instances (2, C) known from so many degrees of freedom, shrunk to the prior's 0.1."""
-    weight = degrees / (degrees + _PRIOR_COUNT)
+    weight = degrees / (degrees + _PRIOR_WORTH)
     return variance * weight + _PRIOR_VARIANCE * (1 - weight)
 
 
@@ -217,19 +218,15 @@ def _shrunk(
     variance = variance * (most / level).clamp_max(1.0).unsqueeze(1)
 
     within = max(1 - natural, _LEAST)
-    own = (float(total[0] @ source.share) * count + _PRIOR_VARIANCE * within * _PRIOR_COUNT) / (count + _PRIOR_COUNT)
+    own = (float(total[0] @ source.share) * count + _PRIOR_VARIANCE * within * _OWN_WORTH) / (count + _OWN_WORTH)
     unseen = min(max(natural, _LEAST), _APART * own / (own + within))
-    share = _between_classes(source)
+    # Where instances differ most, they differ by their class: 0.4 to 0.6 of a scatter of 0.02 to 0.2 v_s lies between
+    # classes, 0.8 of one of 0.5 and more. It errs on the wide side there, which runs of one class need.
+    share = variance.new_tensor(((min(1.0, _SHARE + _SHARE_RISE * unseen),), (_SCALE_SHARE,)))
     new = _SEEN / (stretches + _SEEN)
     between = variance * share
     between = torch.maximum(between, between * (1 - new) + share * unseen * new)
     return one, Spread.from_unsplit(between, variance * (1 - share), source.channel_weight, degrees)
-
-
-def _between_classes(source: Source) -> float:
-    """Share of the scatter that is taken to lie between classes: more in the last layers of a deep network."""
-    place = (source.site_index + 1) / source.site_count
-    return _SHARE - _SHARE_RISE * place * math.expm1(-source.site_count / _DEPTH)
 
 
 def _degrees_of_freedom(count: float, total: LocationScale, sketch: Tensor, source: Source) -> Tensor:
