@@ -80,3 +80,13 @@ def test_batch_independent_means_what_it_says(name: str) -> None:
         together = call(images)
         alone = torch.cat([call(image) for image in images.split(1)])
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_rule_with_one_number_takes_any() -> None:
+    by_value, by_name = select_methods(["EMA(0.3)", "iabn(2.5)"]), select_methods(["EMA(momentum=0.3)"])
+    assert [m.name for m in by_value if m.name not in ("Source", "limit")] == ["EMA(0.3)", "IABN(2.5)"]
+    assert "momentum=0.3" in next(m for m in by_name if m.family == "EMA").setting
+    assert next(m for m in by_value if m.family == "IABN").batch_independent
+    for wrong in ("EMA(3)", "SchneiderPrior(-1)", "EMA(1e)"):
+        with pytest.raises(SpecError, match="cannot be made"):
+            select_methods([wrong])

@@ -108,14 +108,27 @@ def ours(policy: Policy, name: str, role: Role = "ours", *, profile: bool = Fals
     return Method(name + _PROFILED if profile else name, "Track", role, Adapting(policy), uses_profile=profile)
 
 
+_KNOBS: Mapping[str, Callable[[float], Policy]] = {
+    "SchneiderPrior": baselines.SchneiderPrior,
+    "AlphaBN": baselines.AlphaBN,
+    "EMA": baselines.EMA,
+    "IABN": baselines.IABN,
+}
+"""Rules with one number to choose: any value may be asked for, as in "EMA(0.3)"."""
+
+
+def _at(family: str, value: float) -> Method:
+    return _rule(f"{family}({value:g})", _KNOBS[family](value), batch_independent=family == "IABN")
+
+
 _ROWS: tuple[Method, ...] = (
     Method(SOURCE, "Source", "baseline", Plain(), batch_independent=True),
     _rule("BatchStatistics", baselines.BatchStatistics()),
-    *(_rule(f"SchneiderPrior({prior})", baselines.SchneiderPrior(float(prior))) for prior in (8, 16, 32, 128)),
+    *(_at("SchneiderPrior", prior) for prior in (8.0, 16.0, 32.0, 128.0)),
     _rule("AlphaBN", baselines.AlphaBN()),
-    *(_rule(f"EMA({momentum:g})", baselines.EMA(momentum)) for momentum in (0.2, 0.1, 0.05, 0.01)),
+    *(_at("EMA", momentum) for momentum in (0.2, 0.1, 0.05, 0.01)),
     _rule("DUA", baselines.DUA()),
-    *(_rule(f"IABN({k:g})", baselines.IABN(k), batch_independent=True) for k in (3.0, 4.0)),
+    *(_at("IABN", k) for k in (3.0, 4.0)),
     _rule("RBN", baselines.RBN()),
     _rule("TBR", baselines.TBR()),
     _rule("UnMixTNS", baselines.UnMixTNS()),
@@ -153,8 +166,8 @@ def select_methods(words: Iterable[str] | None) -> list[Method]:
 
     Args:
         words: Names, families ("EMA") and groups ("all", "main", "baselines", "ours", "ablations"), each possibly
-            several with commas between; also settings of ours such as "Track(memory=500)", with " + profile" behind
-            it where source data should be used. None for all.
+            several with commas between; also settings such as "EMA(0.3)" and "Track(memory=500)", " + profile" behind
+            the latter where source data should be used. None for all.
 
     Raises:
         SpecError: If a word stands for nothing.
@@ -191,6 +204,13 @@ def _meant(word: str) -> list[Method]:
     setting = re.fullmatch(r"Track\((.*)\)( \+ profile)?", word)
     if setting is not None:
         return [ours(_track(word, setting[1]), word.removesuffix(_PROFILED), profile=setting[2] is not None)]
+    knob = re.fullmatch(r"(\w+)\((?:\w+=)?([-+.\de]+)\)", word)
+    families = {family.lower(): family for family in _KNOBS}
+    if knob is not None and knob[1].lower() in families:
+        try:
+            return [_at(families[knob[1].lower()], float(knob[2]))]
+        except ValueError as error:
+            raise SpecError(f"--methods: {word!r} cannot be made ({error})\n  -> such as: EMA(0.3)") from error
     names = [*_GROUPS, *dict.fromkeys(m.family for m in every), *(m.name for m in every)]
     close = get_close_matches(word, names, 1, 0.4)
     hint = f"did you mean {close[0]!r}? all are in: normadapt bench list" if close else "see: normadapt bench list"
