@@ -10,7 +10,7 @@ import torch
 from class_runs import CHANNELS, centres, draws, in_runs
 from normadapt.policies.base import Source, units_about
 from normadapt.policies.correlation import Correlation
-from normadapt.policies.mixed import Scatter, Window, split_instances
+from normadapt.policies.mixed import Found, Scatter, Window, split_instances
 from normadapt.policies.spread_learner import LearnedSpread, Limits
 from normadapt.spread import Spread
 from normadapt.statistics import gather_evidence
@@ -359,9 +359,13 @@ def test_a_higher_gain_is_no_mixture(gain):
     at, x = source(index=3, count=20), gain * 0.4 * torch.randn(256, 4, generator=g, dtype=torch.float64)
     contrast = gain * 0.9 * (0.2 * torch.randn(256, 1, 1, generator=g, dtype=torch.float64)).exp()
     learned = learn(LearnedSpread.empty(at), evidence(x, contrast=contrast), at)
-    found = limited(x, 16, contrast.flatten(), learned.limits)
+    found = limited(x, 16, contrast.flatten(), learned.limits(1.0))
     assert not any(scatter.mixed or own is not None for scatter, own in found)
-    assert learned.limits.most == pytest.approx(max(1.0, learned.inner) * (0.3 + 1.5 * learned.natural))
+    images, signals = learned.limits(0.1), learned.limits(0.3)  # the latter's inputs differ by themselves
+    assert images.most == pytest.approx(max(1.0, learned.inner) * (0.3 + 1.5 * learned.natural))
+    assert signals.most == pytest.approx(max(1.0, learned.inner) * (0.3 + max(0.4, 1.5 * learned.natural)))
+    assert signals.together == pytest.approx(0.09 + max(0.1, 1.5 * learned.natural))
+    assert learned.apart(at) == pytest.approx(0.17 / (0.17 + 0.81), abs=0.06)  # whatever the gain
 
 
 def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():
@@ -369,7 +373,7 @@ def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():
     site, use = source(known_spread(0.3, 0.2)), torch.zeros(2, 4, dtype=torch.float64)
     batch = evidence(0.5 * torch.randn(64, 4, generator=g, dtype=torch.float64))
     window = Window(0.0, 0.0, use[0])
-    for told, expected in ((None, False), (False, False), (True, True)):
+    for told, expected in ((None, False), (Found(False, 0.3), False), (Found(True, 0.3), True)):
         told_batch = batch._replace(upstream=told)
         scatter, own = split_instances(
             Scatter.empty(site), window, told_batch, use, site.spread, site, 1e-3, 1.0, LIMITS

@@ -245,7 +245,7 @@ def test_instances_are_shrunk_towards_the_statistics_that_the_batch_itself_gave(
     assert excess > 0
     assert float(state.use[0].min()) > 0.5
     x = (mixed(16, apart=3.0) + 4).double().mean((2, 3))
-    usual = state.spread.limits.usual[0] * float(source.channel_weight.sum())
+    usual = state.spread.limits(1.0).usual[0] * float(source.channel_weight.sum())
     natural = min(1.0, usual / state.spread.spread.instance[0][0]) * state.spread.spread.location
     weight = excess / (excess + natural)
     common = source.mean + state.use[0] * root

@@ -18,6 +18,18 @@ _DEGREES = 64.0  # of the test, at most: a thousand instances would find differe
 _FEWEST = 3  # instances in a window whose scatter can be tested
 
 
+class Found(NamedTuple):
+    """What a site tells those behind it.
+
+    Args:
+        mixed: Whether the stream is mixed.
+        apart: The least share of the stream's own variance that lies between instances, here and before.
+    """
+
+    mixed: bool
+    apart: float
+
+
 class Scatter(NamedTuple):
     """How far the instances of a window lie apart.
 
@@ -90,7 +102,10 @@ def split_instances(
             next, is over `limits.usual`.
     """
     n, judge = evidence.count, _Judge(window.count + evidence.count, spread, source, probability, limits)
-    mixed, known = False, limits is None or scatter.mixed or evidence.upstream is True
+    mixed, known = (
+        False,
+        limits is None or scatter.mixed or (isinstance(evidence.upstream, Found) and evidence.upstream.mixed),
+    )
     weight = source.channel_weight
 
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()

@@ -22,6 +22,7 @@ _MOST = (0.3, 1.5)  # of locations, more than any layer's scatter, with what the
 _CAP = (0.1, 1.5)  # what a layer is taken to scatter at most
 _USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for locations and for scales
 _TOGETHER = (0.09, 1.5)  # more than the scales of all channels vary together
+_ALIKE = 0.1  # share of their variance that lies between images at the first layer of the five models, at most
 _LEAST = 0.02  # between classes that nobody has seen
 _APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
 _OWN_WORTH = 2.0  # instances that the prior of their scatter is worth there: blurred images are alike from the start
@@ -103,15 +104,24 @@ class LearnedSpread(NamedTuple):
         """
         return max(0.0, 1 - self.inner) if self.met else 0.0
 
-    @property
-    def limits(self) -> Limits:
-        """What the instances would scatter if they were of one domain."""
-        gain = max(
-            1.0, self.inner
-        )  # a higher contrast alone makes instances vary, and their means scatter, so much more
+    def apart(self, source: Source) -> float:
+        """Share of the stream's own variance that lies between instances, whatever their contrast is."""
+        own = self.one / source.sum_weight[0]
+        return own / (own + self.inner) if self.met else 0.0
+
+    def limits(self, apart: float) -> Limits:
+        """What the instances would scatter if they were of one domain.
+
+        Args:
+            apart: The least of `apart` here and at the sites before. Where the inputs themselves differ much, as
+                signals do, instances may differ everywhere, and a higher contrast, which leaves nothing of `natural`,
+                does not hide it.
+        """
+        gain = max(1.0, self.inner)  # a higher contrast makes instances vary, and their means scatter, so much more
         location, scale = (constant + factor * self.natural for constant, factor in _USUAL)
-        most = gain * (_MOST[0] + _MOST[1] * self.natural)
-        together = _TOGETHER[0] + _TOGETHER[1] * self.natural
+        inputs = max(0.0, apart - _ALIKE)
+        most = gain * (_MOST[0] + max(_MOST[1] * self.natural, 2 * inputs))
+        together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
         return Limits((gain * location, scale), most, together)
 
     @classmethod

@@ -26,7 +26,7 @@ from normadapt.policies.base import (
     unstandardize,
 )
 from normadapt.policies.correlation import Correlation
-from normadapt.policies.mixed import Scatter, Window, split_instances
+from normadapt.policies.mixed import Found, Scatter, Window, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
@@ -185,9 +185,13 @@ class Track(Policy):
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
-        limits = None if learned is None else learned.limits
+        before = evidence.upstream if isinstance(evidence.upstream, Found) else Found(False, 1.0)
+        apart, limits = before.apart, None
+        if learned is not None:
+            apart = min(apart, learned.apart(source))
+            limits = learned.limits(apart)
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
-        carry = scatter.mixed or evidence.upstream is True  # the sites behind this one need not find it out themselves
+        carry = Found(scatter.mixed or before.mixed, apart)  # the sites behind this one need not find it out themselves
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
 
     def _jumped(
