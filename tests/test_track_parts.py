@@ -365,6 +365,7 @@ def test_a_higher_gain_is_no_mixture(gain):
     assert images.most == pytest.approx(max(1.0, learned.inner) * (0.3 + 1.5 * learned.natural))
     assert signals.most == pytest.approx(max(1.0, learned.inner) * (0.3 + max(0.4, 1.5 * learned.natural)))
     assert signals.together == pytest.approx(0.09 + max(0.1, 1.5 * learned.natural))
+    assert learned.limits(0.9) == signals  # more than that is of the domains
     assert learned.apart(at) == pytest.approx(0.17 / (0.17 + 0.81), abs=0.06)  # whatever the gain
 
 

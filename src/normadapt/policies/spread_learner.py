@@ -22,7 +22,7 @@ _MOST = (0.3, 1.5)  # of locations, more than any layer's scatter, with what the
 _CAP = (0.1, 1.5)  # what a layer is taken to scatter at most
 _USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for locations and for scales
 _TOGETHER = (0.09, 1.5)  # more than the scales of all channels vary together
-_ALIKE = 0.1  # share of their variance that lies between images at the first layer of the five models, at most
+_ALIKE, _UNLIKE = 0.1, 0.3  # at most such a share of their variance lies between images, between a watch's signals
 _LEAST = 0.02  # between classes that nobody has seen
 _APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
 _OWN_WORTH = 2.0  # instances that the prior of their scatter is worth there: blurred images are alike from the start
@@ -119,7 +119,7 @@ class LearnedSpread(NamedTuple):
         """
         gain = max(1.0, self.inner)  # a higher contrast makes instances vary, and their means scatter, so much more
         location, scale = (constant + factor * self.natural for constant, factor in _USUAL)
-        inputs = max(0.0, apart - _ALIKE)
+        inputs = max(0.0, min(apart, _UNLIKE) - _ALIKE)
         most = gain * (_MOST[0] + max(_MOST[1] * self.natural, 2 * inputs))
         together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
         return Limits((gain * location, scale), most, together)
