@@ -1,5 +1,6 @@
 """What labels say of a stage: of its present state, of classes that there are, and not of an earlier stage."""
 
+import numpy as np
 import pytest
 
 from normadapt.pilot import Stage, StageRule
@@ -82,3 +83,12 @@ def test_a_restart_forgets_what_labels_said():
         labels.weigh(adapted_wrong=True, source_wrong=False)
     labels.restart()
     assert (labels.count, labels.evidence, labels.against) == (0, 0, 0)
+
+
+def test_labels_take_the_ids_that_requests_take():
+    story = Story().until("canary")
+    told = story.pilot.status()["counts"].get("strange label", 0)
+    assert not story.pilot.label(np.int64(10**9), 1)  # unknown, and no strange one
+    assert story.pilot.status()["counts"].get("strange label", 0) == told
+    assert not story.pilot.label(10**5000, 1)
+    assert story.pilot.status()["counts"]["strange label"] == told + 1

@@ -19,7 +19,7 @@ from normadapt.pilot.keeper import Keeper, Occurrence
 from normadapt.pilot.late_labels import as_class
 from normadapt.pilot.operators import carry_out, follow
 from normadapt.pilot.plan import Plan
-from normadapt.pilot.routing import Id
+from normadapt.pilot.routing import Id, IdsError, read_ids
 from normadapt.pilot.stages import Position, Stage, Transition
 from normadapt.pilot.status import status
 from normadapt.pilot.trial import Trial
@@ -220,14 +220,19 @@ class Pilot(nn.Module):
             with self._lock:
                 trial = self._trial
                 label = as_class(y)
-                if label is None or isinstance(id, bool) or not isinstance(id, (str, int)):
-                    self._keeper.tally("strange label", reason="the id or the label is none")
+                try:
+                    named = read_ids([id], 1)[0]
+                except IdsError as error:
+                    self._keeper.tally("strange label", reason=str(error))
+                    return False
+                if label is None:
+                    self._keeper.tally("strange label", reason="the label is no class")
                     return False
                 if not trial.labels.is_class(label):
                     known = "" if trial.labels.classes is None else f" to {trial.labels.classes - 1}"
                     self._keeper.tally("strange label", reason=f"expected a class from 0{known}; got {label}")
                     return False
-                answered = trial.labels.match(id)
+                answered = trial.labels.match(named)
                 if answered is None:
                     self._keeper.tally("label for nothing")
                     return False
