@@ -94,7 +94,7 @@ def test_a_smaller_tolerance_never_gives_a_larger_weight():
     weights = []
     for tolerance in (0.01, 0.1, 1.0):
         adapted = na.adapt(NET.model(), policy=na.Blend(criterion="tail", tolerance=tolerance))
-        adapted(NET.target(8))
+        adapted(NET.target(3))
         weights.append(adapted.report().sites[0].mean_weight)
     assert weights == sorted(weights)
     assert weights[0] < weights[-1]

@@ -28,6 +28,7 @@ _APART = 4.0  # times what instances of one class scatter, the classes lie apart
 _OWN_WORTH = 2.0  # instances that the prior of their scatter is worth there: blurred images are alike from the start
 _SEEN = 2.0  # independent stretches of the stream after which what they showed counts half
 _SHARE, _SHARE_RISE = 0.35, 1.2  # of the locations' scatter that lies between classes; what the natural scatter adds
+_SHARE_UNTOLD = 0.45  # the same where instances have one position, and nothing tells
 _SCALE_SHARE = 0.6  # of that of the half-log-variances
 _SKETCH = 16
 _BOUND = 14.5  # times the expectation counts a batch at most: where a gate of 5e-7 fires with two degrees of freedom
@@ -232,7 +233,9 @@ def _shrunk(
     unseen = min(max(natural, _LEAST), _APART * own / (own + within))
     # Where instances differ most, they differ by their class: 0.4 to 0.6 of a scatter of 0.02 to 0.2 v_s lies between
     # classes, 0.8 of one of 0.5 and more. It errs on the wide side there, which runs of one class need.
-    share = variance.new_tensor(((min(1.0, _SHARE + _SHARE_RISE * unseen),), (_SCALE_SHARE,)))
+    # Where an instance has one position it has nothing within, whatever the classes do.
+    of_locations = min(1.0, _SHARE + _SHARE_RISE * unseen) if natural < 1 else _SHARE_UNTOLD
+    share = variance.new_tensor(((of_locations,), (_SCALE_SHARE,)))
     new = _SEEN / (stretches + _SEEN)
     between = variance * share
     between = torch.maximum(between, between * (1 - new) + share * unseen * new)
