@@ -15,7 +15,7 @@ from normadapt import reporting
 from normadapt.batches import check_model
 from normadapt.errors import SnapshotError, UnsupportedLayerError
 from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
-from normadapt.observation import Observation, Observer, Seen
+from normadapt.observation import Observation, Observer, Observers, Seen
 from normadapt.policies import Policy, Track
 from normadapt.policies.base import Source
 from normadapt.predictions import Predictions, class_probabilities
@@ -78,7 +78,7 @@ class AdaptedModel(nn.Module):
         self._adapting = True
         self._streams: dict[str, Stream] = {}
         self._lock = threading.RLock()
-        self._observations: tuple[Observation, ...] = ()
+        self._observers = Observers(self._lock)
         self.training = False
         self.register_load_state_dict_pre_hook(_prepare_load)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_finish_load)  # type: ignore[no-untyped-call]
@@ -148,15 +148,7 @@ class AdaptedModel(nn.Module):
         """
         if not callable(observer):
             raise TypeError(f"observe() needs something to call with (stream, seen); got {observer!r}")
-
-        def leave(observation: Observation) -> None:
-            with self._lock:
-                self._observations = tuple(other for other in self._observations if other is not observation)
-
-        observation = Observation(observer, leave)
-        with self._lock:
-            self._observations = (*self._observations, observation)
-        return observation
+        return self._observers.add(observer)
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -186,9 +178,9 @@ class AdaptedModel(nn.Module):
 
     def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
         known = stream.composition if stream.composition.last is not None else None
-        watching = self._observations
-        started = time.perf_counter() if watching else 0.0
-        running = Pass(self.policy, stream, known, watched=bool(watching))
+        watched = bool(self._observers)
+        started = time.perf_counter() if watched else 0.0
+        running = Pass(self.policy, stream, known, watched=watched)
         probabilities: Tensor | None = None
         try:
             for hook in self._hooks:
@@ -213,17 +205,15 @@ class AdaptedModel(nn.Module):
             for hook in self._hooks:
                 hook.current = None
         self._streams[name] = Stream(running.records, composition)
-        if watching and running.moments is not None:
+        if running.moments is not None:
             seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
             with outside_autograd():
-                for observation in watching:
-                    observation.show(name, seen)
+                self._observers.show(name, seen)
         return output
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:
-            with outside_autograd():
-                self._streams[name] = self._untouched()
+            self._streams[name] = self._stream_or_untouched(name)
         return self._streams[name]
 
     def _stream_or_untouched(self, name: str) -> Stream:
@@ -353,12 +343,12 @@ class AdaptedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_observations")}
+            return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_observers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
-        self._observations = ()
+        self._observers = Observers(self._lock)
 
 
 def _moved(tree: Any, device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -70,3 +71,34 @@ class Observation:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+class Observers:
+    """Who looks on, in the order in which they came.
+
+    Args:
+        lock: Held while one comes or leaves: whoever has left is not called any more by what the lock guards.
+    """
+
+    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self._lock = lock
+        self._all: tuple[Observation, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def add(self, observer: Callable[[str, Any], object]) -> Observation:
+        """Call one more from now on, until the handle is removed."""
+        observation = Observation(observer, self._leave)
+        with self._lock:
+            self._all = (*self._all, observation)
+        return observation
+
+    def _leave(self, observation: Observation) -> None:
+        with self._lock:
+            self._all = tuple(other for other in self._all if other is not observation)
+
+    def show(self, stream: str, seen: Any) -> None:
+        """Call all of them."""
+        for observation in self._all:
+            observation.show(stream, seen)

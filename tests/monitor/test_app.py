@@ -425,7 +425,7 @@ def test_clients_that_go_leave_nothing_behind(tmp_path: Path) -> None:
         wait(lambda: hub._task is None)
         told.send()
         assert httpx.get(f"{base}/view").status_code == 200
-    assert told.pilot.adapted._observations
+    assert told.pilot.adapted._observers
 
 
 def test_two_hundred_clients_share_one_look() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from normadapt.observation import Observation
+from normadapt.observation import Observers
 from normadapt.pilot.arms import Arms, Pair, Request
 from normadapt.pilot.guards import NonFinite
 from normadapt.pilot.routing import Route, route
@@ -47,13 +47,14 @@ class Desk:
         trial: Where it stands, and what guards and labels remember.
         arms: Both models.
         predictions: Maps an output to class probabilities, or None for the default.
+        observers: Are shown how answers agree.
     """
 
-    def __init__(self, trial: Trial, arms: Arms, predictions: Predictions | None) -> None:
+    def __init__(self, trial: Trial, arms: Arms, predictions: Predictions | None, observers: Observers) -> None:
         self._trial = trial
         self._arms = arms
         self._predictions = predictions
-        self.observations: tuple[Observation, ...] = ()
+        self.observers = observers
         self._own = [guard for guard in trial.plan.guards if isinstance(guard, NonFinite) and guard.own_only]
 
     def answer(self, request: Request) -> Any:
@@ -155,7 +156,7 @@ class Desk:
                 trip = trial.take(rows, len(pair.places) if counts and not shared else 0)
                 if trip is not None:
                     return trip, False
-                if (request.ids is not None or self.observations) and pair.source is not None and not shared:
+                if (request.ids is not None or self.observers) and pair.source is not None and not shared:
                     self._remember(request, pair)
         except Exception as error:  # a guard that cannot see is no guard
             return Trip("judging", None, None, len(way.asked), f"the guards could not judge: {error!r}"), False
@@ -199,8 +200,6 @@ class Desk:
 
     def _show(self, stream: str, ours: list[int], theirs: list[int]) -> None:
         """Tell whoever looks on how many items got the same class from both."""
-        if self.observations:
+        if self.observers:
             agreeing = sum(a == b for a, b in zip(ours, theirs, strict=True))
-            compared = Compared(len(ours), agreeing, self._trial.keeper.now)
-            for observation in self.observations:
-                observation.show(stream, compared)
+            self.observers.show(stream, Compared(len(ours), agreeing, self._trial.keeper.now))

@@ -12,7 +12,7 @@ from torch import nn
 
 from normadapt.adapt import AdaptedModel, adapt
 from normadapt.errors import PlanError
-from normadapt.observation import Observation
+from normadapt.observation import Observation, Observers
 from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
@@ -95,7 +95,7 @@ class Pilot(nn.Module):
         except BaseException:
             self._keeper.abandon()
             raise
-        self._desk = Desk(self._trial, Arms(self.adapted), predictions)
+        self._desk = Desk(self._trial, Arms(self.adapted), predictions, Observers(self._lock))
         self.register_load_state_dict_pre_hook(_refuse_load)  # type: ignore[no-untyped-call]
         self._keeper.flush()
 
@@ -163,15 +163,7 @@ class Pilot(nn.Module):
         The passes of the adapted model are shown by `pilot.adapted.observe`. What an observer raises is counted in the
         handle that is returned; its `remove()` ends it.
         """
-
-        def leave(observation: Observation) -> None:
-            with self._lock:
-                self._desk.observations = tuple(other for other in self._desk.observations if other is not observation)
-
-        observation = Observation(observer, leave)
-        with self._lock:
-            self._desk.observations = (*self._desk.observations, observation)
-        return observation
+        return self._desk.observers.add(observer)
 
     # -- answering -----------------------------------------------------------------------------------------------
 
