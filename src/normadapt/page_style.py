@@ -27,6 +27,17 @@ def document(title: str, style: str, main: str, scripts: str = "") -> str:
         main: What the page shows, as HTML.
         scripts: Elements after it, each ending its line.
     """
+    return frame(title, f"<style>{STYLE}{style}</style>\n", f"<main>\n{main}\n</main>\n{scripts}")
+
+
+def frame(title: str, head: str, body: str) -> str:
+    """What is the same in every page.
+
+    Args:
+        title: Of the window.
+        head: Elements for styles and scripts, each ending its line.
+        body: The page, ending its last line.
+    """
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -34,12 +45,8 @@ def document(title: str, style: str, main: str, scripts: str = "") -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}{style}</style>
-</head>
+{head}</head>
 <body>
-<main>
-{main}
-</main>
-{scripts}</body>
+{body}</body>
 </html>
 """

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from normadapt.errors import SpecError, StoreError
 from normadapt.monitor.kept import Kept, read_store
 from normadapt.monitor.recorder import Recorder
+from normadapt.monitor.words import who
 from normadapt.pilot import Pilot
 from normadapt.report import Report
 from normadapt.store import Snapshot, Store
@@ -214,7 +215,7 @@ class PilotSubject:
                 pilot.promote(order.by, force=order.force)
             case "rollback":
                 pilot.rollback(order.by, order.to, order.reason)
-        return f"{_DONE[order.action]}: now at “{pilot.stage.value.replace('_', ' ')}”, {_who(pilot.serving)}."
+        return f"{_DONE[order.action]}: now at “{pilot.stage.value.replace('_', ' ')}”, {_answering(pilot.serving)}."
 
     def close(self) -> None:
         """Nothing was opened here."""
@@ -344,10 +345,8 @@ def _count(events: tuple[Any, ...]) -> int:
     return int(events[-1].seq) if events else 0
 
 
-def _who(serving: str) -> str:
-    return {"source": "the source answers", "adapted": "the adapted model answers its share"}.get(
-        serving, f"{serving} answers its share"
-    )
+def _answering(serving: str) -> str:
+    return f"{who(serving)} answers{'' if serving == 'source' else ' its share'}"
 
 
 def _unseen(stream: str | None, names: tuple[str, ...]) -> SpecError:

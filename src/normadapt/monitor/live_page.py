@@ -8,7 +8,7 @@ from functools import cache
 from html import escape
 
 from normadapt.monitor.report_page import asset, plotly_script
-from normadapt.page_style import STYLE
+from normadapt.page_style import STYLE, frame
 from normadapt.version import __version__
 
 _SCRIPT = "text/javascript; charset=utf-8"
@@ -52,21 +52,8 @@ def _address(name: str) -> str:
 
 
 def _frame(title: str, main: str, scripts: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:image/svg+xml,{_ICON}">
-<link rel="stylesheet" href="{_address("page.css")}">
-{scripts}</head>
-<body>
-{main}
-</body>
-</html>
-"""
+    icon = f'<link rel="icon" href="data:image/svg+xml,{_ICON}">\n'
+    return frame(title, f'{icon}<link rel="stylesheet" href="{_address("page.css")}">\n{scripts}', f"{main}\n")
 
 
 # Two bell curves, the second one shifted.

@@ -13,7 +13,7 @@ from normadapt.monitor.live import Look
 from normadapt.monitor.log_words import happenings
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.report_page import figures, layer_table, lead_of, log_table, words
-from normadapt.monitor.words import findings, moment
+from normadapt.monitor.words import findings, moment, who
 from normadapt.report import Report
 from normadapt.store import Snapshot
 
@@ -138,8 +138,10 @@ def _standing(status: Mapping[str, Any]) -> str:
     """Who answers, and why it does not go on."""
     serving, share = str(status.get("serving", "source")), float(status.get("share") or 0.0)
     answered = status.get("answered", {})
-    who = {"source": "the source", "adapted": "the adapted model"}.get(serving, serving)
-    told = "The source answers everything" if serving == "source" else f"{who[:1].upper()}{who[1:]} answers {share:.0%}"
+    name = who(serving)
+    told = (
+        "The source answers everything" if serving == "source" else f"{name[:1].upper()}{name[1:]} answers {share:.0%}"
+    )
     told += f"; {int(answered.get('items', 0)):,} items answered so far."
     told = f"{'<strong>Paused.</strong> ' if status.get('paused') else ''}{escape(told)}"
     outcome = str(status.get("verdict", {}).get("outcome"))

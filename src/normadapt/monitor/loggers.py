@@ -11,11 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import ExtraMissingError
-from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, whole_model_tail
+from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, mean_weights, whole_model_tail
 from normadapt.pilot import Pilot
 from normadapt.pilot.stages import Stage
 
@@ -196,9 +194,7 @@ def flat(told: Reading, layers: tuple[str, ...], top: int) -> dict[str, float]:
             values["shift"] = float(shift[place])
         bound = whole_model_tail(tail)
         values["shift_tail_log10"] = math.log10(bound) if bound > 0 else math.nan
-        for statistic, weights in (("mean", told.layers.mean_weight), ("variance", told.layers.variance_weight)):
-            known = weights[np.isfinite(weights)]
-            values[f"mix_weight/{statistic}"] = float(known.mean()) if len(known) else None
+        values |= {f"mix_weight/{statistic}": weight for statistic, weight in mean_weights(told.layers).items()}
         for place in leading_layers(shift, top):
             values[f"layer_shift/{layers[place]}"] = float(shift[place])
     status = told.status

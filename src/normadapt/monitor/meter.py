@@ -254,6 +254,13 @@ def _entropy(answers: list[Tensor | None]) -> float:
     return math.nan if not pairs else sum(e * n for e, n in pairs) / sum(n for _, n in pairs)
 
 
+def mean_weights(layers: Layers) -> dict[str, float]:
+    """Mean over the layers of the weight on each statistic; NaN where none is known."""
+    pairs = (("mean", layers.mean_weight), ("variance", layers.variance_weight))
+    known = {statistic: weights[np.isfinite(weights)] for statistic, weights in pairs}
+    return {statistic: float(weights.mean()) if len(weights) else math.nan for statistic, weights in known.items()}
+
+
 def whole_model_tail(tail: Numbers) -> float:
     """Probability of at least such a shift at any layer if there were none, bounded by the layers' sum (Bonferroni).
 

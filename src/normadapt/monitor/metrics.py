@@ -18,7 +18,7 @@ import numpy as np
 from normadapt.adapt import AdaptedModel
 from normadapt.errors import ExtraMissingError
 from normadapt.history import Numbers
-from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, whole_model_tail
+from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, mean_weights, whole_model_tail
 from normadapt.pilot import Pilot
 from normadapt.pilot.stages import Stage
 
@@ -209,9 +209,8 @@ class PrometheusExporter:
             self._set("streams", told.streams)
             self._set("skipped_layers", told.skipped)
         if told.layers is not None:
-            for statistic, weights in (("mean", told.layers.mean_weight), ("variance", told.layers.variance_weight)):
-                known = weights[np.isfinite(weights)]
-                self._set("mix_weight_ratio", float(known.mean()) if len(known) else None, statistic)
+            for statistic, weight in mean_weights(told.layers).items():
+                self._set("mix_weight_ratio", weight, statistic)
             known = told.layers.shift[np.isfinite(told.layers.shift)]
             self._set("shift", float(known.max()) if len(known) else None)
             self._set("shift_tail_probability", whole_model_tail(told.layers.tail))

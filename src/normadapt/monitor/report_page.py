@@ -12,7 +12,7 @@ from typing import Any
 from normadapt.errors import ExtraMissingError
 from normadapt.monitor.log_words import Happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
-from normadapt.monitor.words import Finding, findings, moment
+from normadapt.monitor.words import Finding, findings, moment, who
 from normadapt.page_style import document
 from normadapt.report import Report, SiteReport, format_probability, format_weight
 from normadapt.version import __version__
@@ -100,8 +100,9 @@ def _standing(status: Mapping[str, Any]) -> str:
     """Where a trial stands, in a sentence or two."""
     stage, share = str(status.get("stage", "?")).replace("_", " "), float(status.get("share") or 0.0)
     serving = str(status.get("serving", "source"))
-    who = {"source": "the source", "adapted": "the adapted model"}.get(serving, serving)
-    answers = "the source answers everything" if serving == "source" else f"{who} answers {share:.0%} of the items"
+    answers = "the source answers everything"
+    if serving != "source":
+        answers = f"{who(serving)} answers {share:.0%} of the items"
     told = f"The trial is {'paused in ' if status.get('paused') else 'at '}“{stage}”: {answers}."
     if status.get("failure"):
         told += f" It was taken back: {status['failure']}."

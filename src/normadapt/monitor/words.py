@@ -41,6 +41,11 @@ class Finding(NamedTuple):
     began: int | None
 
 
+def who(serving: str) -> str:
+    """Who answers, from `Pilot.serving`."""
+    return {"source": "the source", "adapted": "the adapted model"}.get(serving, serving)
+
+
 def uses_time(history: History, status: Mapping[str, Any] | None) -> bool:
     """Whether the abscissa is the time, as for a trial; else it is the number of instances seen."""
     return status is not None and len(history) > 1 and bool(history.times[-1] > history.times[0])

@@ -30,6 +30,11 @@ class Found(NamedTuple):
     apart: float
 
 
+def found_before(evidence: Evidence) -> Found:
+    """What the site before tells; at the first one, nothing."""
+    return evidence.upstream if isinstance(evidence.upstream, Found) else Found(False, 1.0)
+
+
 class Scatter(NamedTuple):
     """How far the instances of a window lie apart.
 
@@ -102,10 +107,7 @@ def split_instances(
             next, is over `limits.usual`.
     """
     n, judge = evidence.count, _Judge(window.count + evidence.count, spread, source, probability, limits)
-    mixed, known = (
-        False,
-        limits is None or scatter.mixed or (isinstance(evidence.upstream, Found) and evidence.upstream.mixed),
-    )
+    mixed, known = False, limits is None or scatter.mixed or found_before(evidence).mixed
     weight = source.channel_weight
 
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()

@@ -26,7 +26,7 @@ from normadapt.policies.base import (
     unstandardize,
 )
 from normadapt.policies.correlation import Correlation
-from normadapt.policies.mixed import Found, Scatter, Window, split_instances
+from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
@@ -185,7 +185,7 @@ class Track(Policy):
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
-        before = evidence.upstream if isinstance(evidence.upstream, Found) else Found(False, 1.0)
+        before = found_before(evidence)
         apart, limits = before.apart, None
         if learned is not None:
             apart = min(apart, learned.apart(source))
