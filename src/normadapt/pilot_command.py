@@ -24,6 +24,7 @@ from normadapt.pilot.faults import FAULTS, Injection, Injector
 from normadapt.pilot.inbox import unfollowed
 from normadapt.pilot.keeper import STATE
 from normadapt.pilot.lease import runs_on
+from normadapt.pilot.operators import roll_back_in
 from normadapt.pilot.status import STATUS
 from normadapt.pilot.traffic import SteppedClock, send_traffic
 from normadapt.pilot_tables import (
@@ -41,7 +42,6 @@ from normadapt.store import Store
 
 pilot = typer.Typer(no_args_is_help=True, add_completion=False, help="A trial of the adapted model, step by step.")
 
-_ADAPTING = ("shadow", "canary", "full")  # stages in which the model has moved on from the head, the last good one
 _SPEC = "package.module:callable or path/file.py:callable"
 StoreFolder = Annotated[
     Path, typer.Option("--store", metavar="DIR", help="The trial's store.", show_default=False, file_okay=False)
@@ -234,12 +234,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to a snapshot; nothing is deleted. A running pilot follows within a second."""
-    with Store(store, create=False) as kept, kept.transaction():
-        before = kept.head()
-        stage = (kept.read_state(STATUS) or {}).get("stage")
-        if to is None and stage in _ADAPTING and before.good and unfollowed(kept) is None:
-            to = before.number  # what adapts has moved on from it
-        after = kept.rollback(to, by=by, reason=reason)
+    with Store(store, create=False) as kept:
+        before, after = roll_back_in(kept, to, by, reason)
     if as_json:
         print_json(plain({"from": before.number, "to": after.number, "note": after.note, "created": after.created}))
         return

@@ -212,6 +212,18 @@ def test_the_buttons_leave_commands_in_a_store(tmp_path: Path) -> None:
     assert "no snapshot 99" in error(post(made, "rollback", {"by": "anna", "to": 99}), 409)
 
 
+def test_the_last_good_snapshot_is_the_one_that_the_status_names(tmp_path: Path) -> None:
+    told = story(tmp_path / "s")
+    with Store(tmp_path / "s", create=False) as store:
+        status = store.read_state("pilot-status")
+    assert status is not None
+    assert status["snapshot"] > 0
+    done = post(app(tmp_path / "s"), "rollback", {"by": "anna", "to": None}).json()["done"]
+    assert f"Back at snapshot {status['snapshot']} " in done
+    told.pilot.poll()
+    assert told.pilot.serving == f"snapshot {status['snapshot']}"
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [

@@ -14,6 +14,7 @@ from normadapt.monitor.kept import Kept, read_store
 from normadapt.monitor.recorder import Recorder
 from normadapt.monitor.words import who
 from normadapt.pilot import Pilot
+from normadapt.pilot.operators import roll_back_in
 from normadapt.report import Report
 from normadapt.store import Snapshot, Store
 
@@ -287,7 +288,7 @@ class StoreSubject:
         store = self._store()
         _check(order, store)
         if order.action == "rollback":
-            snapshot = store.rollback(order.to, by=order.by, reason=order.reason)
+            _, snapshot = roll_back_in(store, order.to, order.by, order.reason)
             return f"Back at snapshot {snapshot.number} ({snapshot.note}); a running pilot follows within a second."
         facts: dict[str, Any] = {"by": order.by}
         if order.action == "promote":

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from normadapt.pilot.inbox import Word
+from normadapt.pilot.inbox import Word, unfollowed
 from normadapt.pilot.stages import Cause, Stage
+from normadapt.pilot.status import STATUS
 from normadapt.pilot.trial import Trial
+from normadapt.store import Snapshot, Store
 
 COMMANDS = ("promote", "pause", "resume", "rollback", "stop")
 """What `carry_out` knows, as `Store.send` takes it."""
 
+_ADAPTING = ("shadow", "canary", "full")  # stages in which the model has moved on from the head, the last good one
 _CAUSES = {"pause": Cause.PAUSED, "resume": Cause.RESUMED, "stop": Cause.STOPPED}
 
 
@@ -56,6 +59,30 @@ def follow(trial: Trial, word: Word) -> None:
         raise ValueError(f"{word.command}: a roll back came after it -> send it again if it is still wanted")
     else:
         carry_out(trial, word.command, word.facts)
+
+
+def roll_back_in(store: Store, to: int | None, by: str, reason: str) -> tuple[Snapshot, Snapshot]:
+    """Roll back in a store; a pilot that runs on it follows.
+
+    Args:
+        store: The trial's.
+        to: A snapshot's number. None: the last good one, as the trial's status names it; once that is in use, the good
+            one before it.
+        by: Who wants it.
+        reason: Why.
+
+    Returns:
+        The snapshots at the head before and after.
+
+    Raises:
+        StoreError: If there is no such snapshot, or the store cannot be written.
+    """
+    with store.transaction():
+        before = store.head()
+        stage = (store.read_state(STATUS) or {}).get("stage")
+        if to is None and stage in _ADAPTING and before.good and unfollowed(store) is None:
+            to = before.number  # what adapts has moved on from it
+        return before, store.rollback(to, by=by, reason=reason)
 
 
 def _promote(trial: Trial, by: str, force: bool) -> None:
