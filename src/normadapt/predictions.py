@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,6 +13,8 @@ from normadapt.errors import PredictionsError
 
 Predictions: TypeAlias = Callable[[Any], Tensor]
 """Maps a model's output to class probabilities (n, K)."""
+
+_SAYS_NOTHING = 0.98  # of the largest entropy
 
 
 def class_probabilities(output: Any, predictions: Predictions | None, *, needed: bool = False) -> Tensor | None:
@@ -65,7 +68,13 @@ def _described(output: Any) -> str:
 
 
 def argmax_frequencies(probabilities: Tensor) -> tuple[Tensor, int]:
-    """How often each class (K,) is the most probable one, float64, and among how many rows without NaN."""
-    labels = probabilities[probabilities.isfinite().all(1)].argmax(1)
+    """How often each class (K,) is the most probable one, float64, and among how many rows (n, K).
+
+    Rows with NaN do not count, nor rows that prefer nothing, with more than 0.98 of the largest entropy: the softmax of
+    scores that are no logits, such as hundreds of sigmoids.
+    """
+    rows = probabilities[probabilities.isfinite().all(1)]
+    entropy = torch.special.entr(rows.clamp_min(0.0)).sum(1)
+    labels = rows[entropy <= _SAYS_NOTHING * math.log(probabilities.shape[1])].argmax(1)
     counts = torch.bincount(labels, minlength=probabilities.shape[1]).double()
     return counts / max(labels.numel(), 1), labels.numel()

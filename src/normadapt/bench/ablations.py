@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from normadapt.policies import Policy, Track
+from normadapt.policies.belief import Belief
 
 _NEVER = 1e-300
 _ALWAYS = 1 - 1e-9
-_NO_BOUND = 1e12  # an excess so large that the correlation bounds nothing
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,16 @@ class NoCorrelation(Track):
     ) -> float:
         if composition is None or classes.numel() == 0:
             return float(1 / (window.count + n))
-        unbounded = correlation._replace(stretches=0.0, excess=_NO_BOUND)
-        return super()._between_classes(composition, classes, imbalance, unbounded, window, n)
+        return self._said(composition, imbalance, window, n)
+
+
+@dataclass(frozen=True)
+class NoBelief(Track):
+    """The positive part: a site's shift is what its window's distance has above its noise, whatever others saw."""
+
+    def _believe(self, squared: Any, cumulants: Any, source: Any, odds: float) -> Belief:
+        excess = [max(q - k1, 0.0) / source.sum_weight[0] for q, (k1, _) in zip(squared, cumulants, strict=True)]
+        return Belief((excess[0], excess[1]), odds)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ ABLATED: tuple[tuple[str, Policy], ...] = (
     ("Track, no significance test", Track(significance=_ALWAYS)),
     ("Track, no predicted classes", NoPredictions()),
     ("Track, no measured correlation", NoCorrelation()),
+    ("Track, no belief about shifts", NoBelief()),
     ("Track, no instances of their own", NoInstances()),
 )
 """Names and policies."""

@@ -23,9 +23,10 @@ Bits: TypeAlias = NDArray[np.bool_]
 _ROOT = Path(__file__).parents[1]
 _ALWAYS = ("bench/streams.py", "bench/suites/*.py", "bench/models.py", "bench/corruptions.py", "bench/weights/*")
 _BASE = ("policies/base.py", "statistics.py", "hooks.py", "streams.py", "adapt.py")
+_OURS = ("policies/*.py", "predictions.py", "spread.py", "profile.py", "profiling.py")
 _SOURCES = {
-    "ours": (*_BASE, "policies/*.py", "spread.py", "profile.py", "profiling.py"),
-    "ablation": (*_BASE, "policies/*.py", "spread.py", "profile.py", "profiling.py"),
+    "ours": (*_BASE, *_OURS),
+    "ablation": (*_BASE, *_OURS),
     "baseline": (*_BASE, "baselines/*.py"),
     "gradient": ("bench/gradient.py",),
     "limit": ("bench/limit.py",),

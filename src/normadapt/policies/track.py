@@ -7,6 +7,7 @@ apart than the source's get statistics of their own (docs/METHOD.md; it began as
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from normadapt.policies.base import (
     standardize,
     unstandardize,
 )
+from normadapt.policies.belief import UNTOLD, Belief, believe
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
@@ -55,6 +57,7 @@ class TrackState(NamedTuple):
         projections: Some of the window's instances along the direction of its shift (2, k), for the report's intervals.
         correlation: How alike neighbouring instances of the stream are.
         scatter: How far the window's instances lie apart.
+        odds: Log-odds that the stream has a shift that matters, as this site and those before it see it.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -68,6 +71,7 @@ class TrackState(NamedTuple):
     projections: Tensor
     correlation: Correlation
     scatter: Scatter
+    odds: float = UNTOLD
 
 
 @dataclass(frozen=True)
@@ -153,8 +157,7 @@ class Track(Policy):
                 one = spread.instance[0][0] if state.spread is None else state.spread.one
                 distance = location - state.moments[0]
                 correlation = correlation.update(distance, n, state.count, one, weight, self.memory)
-        # Without a profile nobody knows how often the source has each class.
-        composition = evidence.composition if state.spread is None else None
+        composition = evidence.composition
         classes, imbalance = state.classes, 0.0
         if jumped:
             classes = classes[:0]
@@ -181,17 +184,19 @@ class Track(Policy):
             pending=state.pending + n,
             correlation=correlation,
         )
+        before = found_before(evidence)
         mean = variance = diagnostics = None
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
+            after = after._replace(odds=before.odds)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
-        before = found_before(evidence)
         apart, limits = before.apart, None
         if learned is not None:
             apart = min(apart, learned.apart(source))
             limits = learned.limits(apart)
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
-        carry = Found(scatter.mixed or before.mixed, apart)  # the sites behind this one need not find it out themselves
+        # The sites behind this one need not find it out themselves.
+        carry = Found(scatter.mixed or before.mixed, apart, after.odds, scatter.share)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
 
     def _jumped(
@@ -216,20 +221,30 @@ class Track(Policy):
     ) -> float:
         """Inverse number of independent draws of a class that the window is worth, f_B.
 
-        Two bounds: what the measured correlation says, and how unbalanced the predicted classes are. The smaller
-        counts, because a model that predicts one class for everything says nothing about its stream.
+        What the measured correlation says, or less where the predicted classes are more balanced than that: then the
+        geometric mean of both. Neither is to be trusted alone. A model that sees garbage predicts one class for
+        everything, and one that follows a run of one class spreads its predictions; the correlation of a short stream
+        is a guess.
         """
-        count = window.count + n
-        felt = min(1.0, correlation.length / count)
+        felt = min(1.0, correlation.length / (window.count + n))
         if composition is None or classes.numel() == 0:
             return felt
+        said = self._said(composition, imbalance, window, n)
+        return math.sqrt(felt * said) if said < felt else felt
+
+    def _said(self, composition: Composition, imbalance: float, window: Window, n: int) -> float:
+        """f_B as the predicted classes have it."""
+        count = window.count + n
         new = (n / count) ** 2 / composition.effective_count(n)
-        return min(felt, max(1 / count, imbalance * (window.count / count) ** 2 + new))
+        return min(1.0, max(1 / count, imbalance * (window.count / count) ** 2 + new))
 
     def _weigh(
         self, state: TrackState, evidence: Evidence, spread: Spread, between: float, jumped: bool, source: Source
     ) -> tuple[TrackState, PerChannel, PerChannel, Diagnostics]:
-        """The statistics for a window: its shift, shrunk towards the source by what the window cannot know."""
+        """The statistics for a window: its shift, shrunk towards the source by what the window cannot know.
+
+        `state.odds` are those of the sites before; the new state has them with what this one told.
+        """
         weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
         mean, second = state.moments.unbind()
         # The second moment about the window's own mean misses what that mean scatters: add it back.
@@ -242,7 +257,8 @@ class Track(Policy):
         excess = (max(squared[0] - cumulants[0][0], 0.0), max(squared[1] - cumulants[1][0], 0.0))
         bar = self.significance ** (1.0 if state.spread is None else _GUESSED_SIGNIFICANCE)
         significant = are_below(squared, cumulants, bar)
-        prior = [e / sum_weight[0] if yes else 0.0 for e, yes in zip(excess, significant, strict=True)]
+        belief = self._believe(squared, cumulants, source, state.odds)
+        prior = [a if yes else 0.0 for a, yes in zip(belief.shift, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
         noise = None
         if prior[0] == prior[1] == 0.0:
@@ -267,8 +283,13 @@ class Track(Policy):
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
         diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
-        after = state._replace(use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen)
+        after = state._replace(
+            use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen, odds=belief.odds
+        )
         return after, m_use, v_use, diagnostics
+
+    def _believe(self, squared: Pair, cumulants: tuple[Pair, Pair], source: Source, odds: float) -> Belief:
+        return believe(squared, cumulants, source.sum_weight[0], odds)
 
     def _split(
         self,
