@@ -34,12 +34,12 @@ def test_the_expected_weight_is_that_of_a_fine_integral(squared):
         [integral(q, *k, *limits) for limits in ((0.002, 0.03), (0.03, 3.0))]
         for q, k in zip(squared, NOISE, strict=True)
     ]
-    told = sum(math.log(real[1] / trivial[1]) for trivial, real in rows) / 2
+    told = sum(math.log((1 + real[1] / trivial[1]) / 2) for trivial, real in rows) / 2
     odds = max(-6.0, min(6.0, 0.5 + max(-4.0, min(4.0, told))))
     believed = believe(squared, NOISE, SUM, 0.5)
     assert believed.odds == pytest.approx(odds, abs=0.1)
     for a, (k1, _), (trivial, real) in zip(believed.shift, NOISE, rows, strict=True):
-        p = 1 / (1 + math.exp(-odds))
+        p = real[1] / (real[1] + trivial[1]) / (1 + math.exp(-odds))
         assert a / (a + k1 / SUM) == pytest.approx(p * real[0] + (1 - p) * trivial[0], abs=0.02)
 
 

@@ -38,13 +38,14 @@ class Belief(NamedTuple):
 def believe(squared: Pair, cumulants: tuple[Pair, Pair], sum_weight: float, odds: float) -> Belief:
     r"""The expected weight of a window, over all the shifts that its distance from the source may come from.
 
-    Two hypotheses, each with its shifts equally probable on a logarithmic scale: one as small as none, A in
-    [0.002, 0.03], and one that matters, A in [0.03, 3] (in units of v_s; up to Q itself where that is more). Given A, Q
-    is taken to follow a gamma law with the moments of a squared length with a shift,
+    Under the hypothesis that the stream has not shifted, locations and scales have each a shift as small as none, A
+    log-uniform on [0.002, 0.03] (in units of v_s). Where it has, each of the two has such a one or one that matters, A
+    log-uniform on [0.03, 3] (up to Q itself where that is more), with equal probability. Given A, Q is taken to follow
+    a gamma law with the moments of a squared length with a shift,
 
     $$ E\,Q = k_1 + A \sum_c w_c, \qquad \mathrm{Var}\,Q = k_2 \Big(1 + \frac{2 A \sum_c w_c}{k_1}\Big) $$
 
-    The ratio of the two likelihoods, to the power 1/2, is what the site adds to the odds.
+    The ratio of the likelihoods of the two hypotheses, to the power 1/2, is what the site adds to the odds.
 
     Args:
         squared: Q, as (location, scale).
@@ -53,7 +54,7 @@ def believe(squared: Pair, cumulants: tuple[Pair, Pair], sum_weight: float, odds
         odds: Log-odds that the sites before this one came to.
     """
     looks = [_look(q, k1, k2, sum_weight) for q, (k1, k2) in zip(squared, cumulants, strict=True)]
-    told = _DEPENDENT * sum(look.real - look.trivial for look in looks)
+    told = _DEPENDENT * sum(_log_mean_with_one(look.real - look.trivial) for look in looks)
     odds += max(-_MOST_TOLD, min(_MOST_TOLD, told))
     odds = max(-_SUREST, min(_SUREST, odds))
     probability = 1 / (1 + math.exp(-odds))
@@ -62,9 +63,15 @@ def believe(squared: Pair, cumulants: tuple[Pair, Pair], sum_weight: float, odds
         if k1 <= 0:
             shifts.append(q / sum_weight)
             continue
-        weight = probability * look.real_weight + (1 - probability) * look.trivial_weight
+        matters = probability / (1 + math.exp(min(look.trivial - look.real, 700.0)))
+        weight = matters * look.real_weight + (1 - matters) * look.trivial_weight
         shifts.append(k1 / sum_weight * min(weight / max(1 - weight, 1e-300), _CERTAIN))
     return Belief((shifts[0], shifts[1]), odds)
+
+
+def _log_mean_with_one(log_ratio: float) -> float:
+    """log((1 + e^x)/2) of the logarithm x of a ratio."""
+    return max(log_ratio, 0.0) + math.log1p(math.exp(-abs(log_ratio))) - math.log(2)
 
 
 class _Look(NamedTuple):
