@@ -1,14 +1,17 @@
-"""How much of a layer's variance lies between instances: measured on data, and told by the layer's own statistics.
+"""How much of a layer's variance lies between instances, and how far domains shift it: measured on data.
 
     python benchmarks/natural_scatter.py [SUITE ...]
 
 For every normalization layer of the benchmark's development tasks: T = 1 - E[variance within an instance]/v_s
 (docs/METHOD.md) beside the scatter of the instance means that it should tell, on the domain nearest to the source; and
-the variance of the half-log-variances averaged over channels, for that one domain and for all shifts mixed.
+the variance of the half-log-variances averaged over channels, for that one domain and for all shifts mixed. Then how
+much of that scatter lies between the classes, and the squared shifts of all shifted domains, of locations and of
+half-log-variances per unit of weight: least, median, most.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 import torch
@@ -37,43 +40,85 @@ class _Looker:
             self.seen.setdefault(hook.index, []).append(evidence.instances.values)
 
 
-def scatter(task: Task, names: list[str]) -> dict[str, tuple[float, float, float]]:
-    """By layer: T, variance of the instance means over v_s, and what the scales of all channels vary together."""
-    parts = []
+def moments(task: Task, names: list[str]) -> tuple[list[SiteHook], dict[int, Tensor], Tensor]:
+    """Sites, standardized locations and variance ratios (2, n, C) of each, and labels (n,), of instances of domains."""
+    inputs, labels = [], []
     for name in names:
-        inputs = task.domain(name).inputs
-        chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        parts.append(inputs[chosen[: INSTANCES // len(names)]])
+        domain = task.domain(name)
+        order = torch.randperm(len(domain.inputs), generator=torch.Generator().manual_seed(0))
+        chosen = order[: INSTANCES // len(names)]
+        inputs.append(domain.inputs[chosen])
+        labels.append(task.groups(domain.labels[chosen]))
     copy, hooks = hooked_copy(task.model, None, verb="this")
     looker = _Looker()
     for hook in hooks:
         hook.current = looker
     with torch.no_grad():
-        for batch in torch.cat(parts).split(BATCH):
+        for batch in torch.cat(inputs).split(BATCH):
             copy(batch)
     found = {}
     for hook in hooks:
         source, (mean, variance) = hook.source, torch.cat(looker.seen[hook.index], 1)
         scale = source.variance + source.eps
-        location, ratio = (mean - source.mean) / scale.sqrt(), variance / scale
-        half = (ratio + (location - location.mean(0)) ** 2).clamp_min(1e-12).log() / 2
-        natural = max(0.0, 1 - float((ratio @ source.share).mean()))
-        found[source.name] = natural, float(location.var(0) @ source.share), float((half @ source.share).var())
-    return found
+        found[hook.index] = torch.stack(((mean - source.mean) / scale.sqrt(), variance / scale))
+    return hooks, found, torch.cat(labels)
+
+
+def natural(seen: Tensor, share: Tensor) -> tuple[float, float]:
+    """T, and the variance of the instance means over v_s."""
+    location, ratio = seen
+    return max(0.0, 1 - float((ratio @ share).mean())), float(location.var(0) @ share)
+
+
+def together(seen: Tensor, share: Tensor) -> float:
+    """What the scales of all channels vary together."""
+    location, ratio = seen
+    half = (ratio + (location - location.mean(0)) ** 2).clamp_min(1e-12).log() / 2
+    return float((half @ share).var())
+
+
+def between_classes(location: Tensor, labels: Tensor, share: Tensor) -> float:
+    """The part of the variance of the instance means that lies between classes."""
+    within = torch.zeros_like(share)
+    for label in labels.unique():
+        members = location[labels == label]
+        within += (members - members.mean(0)).square().sum(0)
+    degrees = max(len(location) - len(labels.unique()), 1)
+    return max(0.0, float((location.var(0) - within / degrees) @ share))
+
+
+def shifts(seen: Tensor, share: Tensor) -> tuple[float, float]:
+    """Squared shifts of a domain, of location and of the half-log-variance."""
+    location, ratio = seen
+    mean = location.mean(0)
+    half = ((ratio + location.square()).mean(0) - mean.square()).clamp_min(1e-12).log() / 2
+    return float(mean.square() @ share), float(half.square() @ share)
+
+
+def of_three(values: list[float]) -> str:
+    """Least, median, most."""
+    return " ".join(f"{value:.3f}" for value in (min(values), statistics.median(values), max(values)))
 
 
 def main() -> None:
     """A table per task."""
     console = Console()
+    columns = "layer", "T", "measured", "together", "mixed", "between classes", "shift: locations", "scales"
     with one_thread():
         for name in sys.argv[1:] or SUITES:
             for task in SUITES[name].tasks("dev", 1)[:1]:
                 near = task.clean or task.shifts[0]
-                one, several = scatter(task, [near]), scatter(task, list(task.shifts))
-                table = Table("layer", "T", "measured", "together", "together, mixed", title=f"{task.name}, {near}")
-                for layer, (natural, measured, together) in one.items():
-                    row = natural, measured, together, several[layer][2]
-                    table.add_row(layer, *(f"{value:.3f}" for value in row))
+                hooks, one, labels = moments(task, [near])
+                several = moments(task, list(task.shifts))[1]
+                moved = [moments(task, [shift])[1] for shift in task.shifts]
+                table = Table(*columns, title=f"{task.name}, {near}")
+                for hook in hooks:
+                    here, share = one[hook.index], hook.source.share
+                    apart = together(here, share), together(several[hook.index], share)
+                    row = *natural(here, share), *apart, between_classes(here[0], labels, share)
+                    squared = zip(*(shifts(domain[hook.index], share) for domain in moved), strict=True)
+                    texts = [of_three(list(values)) for values in squared]
+                    table.add_row(hook.source.name, *(f"{value:.3f}" for value in row), *texts)
                 console.print(table)
 
 
