@@ -122,7 +122,7 @@ class LearnedSpread(NamedTuple):
         """
         gain = max(1.0, self.inner)  # a higher contrast makes instances vary, and their means scatter, so much more
         location, scale = (constant + factor * self.natural for constant, factor in _USUAL)
-        inputs = max(0.0, min(apart, _UNLIKE) - _ALIKE)
+        inputs = _inputs_differ(apart)
         most = gain * (_MOST[0] + max(_MOST[1] * self.natural, 2 * inputs))
         together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
         return Limits((gain * location, scale), most, together, self.natural)
@@ -132,7 +132,7 @@ class LearnedSpread(NamedTuple):
         """Nothing learned: the prior."""
         zeros = torch.zeros_like(source.units.offset)
         sketch = zeros.new_zeros(2, _SKETCH, _SKETCH)
-        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, 0.0, source), 0.0, 0.0)
+        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, None, source), 0.0, 0.0)
 
     def learn(
         self,
@@ -144,6 +144,7 @@ class LearnedSpread(NamedTuple):
         *,
         jumped: bool = False,
         stretches: float = 0.0,
+        apart: float = 1.0,
     ) -> LearnedSpread:
         """The scatter after a batch.
 
@@ -158,29 +159,33 @@ class LearnedSpread(NamedTuple):
             memory: Instances after which old ones have faded.
             stretches: Independent stretches of the stream seen so far, see `Correlation`.
             jumped: Whether the batch lies too far from the window to belong to it; such a one is always looked at.
+            apart: The least of `apart` at the sites before.
         """
         n = evidence.count
         if not jumped and self.count >= _PRIOR_COUNT and self.unseen + n < _LOOK_EVERY:
             return self._replace(unseen=self.unseen + n)
         own_centre = window is None or window.count < _WINDOW_CENTRE
-        degrees = n - 1 if own_centre else n
+        lone = n == 1 and own_centre and window is not None and window.count >= 1
+        degrees = n - 1 if own_centre and not lone else n
         instances = evidence.instances.values
         if self.count >= _PRIOR_COUNT and n >= 2 * _LOOK_EVERY:
             instances = instances[:, :: n // _LOOK_EVERY]
             degrees += instances.shape[1] - n
         learned = self._met(instances, source, memory)
         if degrees <= 0:
-            one, spread = _shrunk(self.count, self.total, self.sketch, learned.natural, source, stretches)
+            one, spread = _shrunk(self.count, self.total, self.sketch, learned, source, stretches, apart)
             return learned._replace(one=one, spread=spread)
         values = standardize(instances, source.units)
         locations, ratios = values.unbind()
-        if window is None or own_centre:
+        if window is None or (own_centre and not lone):
             centre, width = locations.mean(0), ratio.clamp_min(1e-12)
         else:
             centre = window.moments[0]
             width = width_of(*window.moments.unbind())
         locations -= centre
         ratios.addcmul_(locations, locations).div_(width).sub_(1).mul_(0.5)
+        if lone and window is not None:  # about the mean of so few others it scatters more than about the truth
+            values *= (window.count / (window.count + 1)) ** 0.5
         size = values.square().mean(1) @ source.channel_weight
         size /= self.spread.total @ source.channel_weight
         if float(size.max()) > _ABSURD:
@@ -192,7 +197,7 @@ class LearnedSpread(NamedTuple):
         covariance = projected.transpose(1, 2) @ projected
         sketch = torch.lerp(self.sketch, covariance.div_(degrees), share)
         count = min(self.count + degrees, max(memory, degrees))
-        one, spread = _shrunk(count, total, sketch, learned.natural, source, stretches)
+        one, spread = _shrunk(count, total, sketch, learned, source, stretches, apart)
         return LearnedSpread(count, 0.0, total, sketch, one, spread, learned.inner, learned.met)
 
     def _met(self, instances: Tensor, source: Source, memory: float) -> LearnedSpread:
@@ -214,8 +219,19 @@ def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
     return variance * weight + _PRIOR_VARIANCE * (1 - weight)
 
 
+def _inputs_differ(apart: float) -> float:
+    """How much the inputs themselves differ, from 0 for images to 0.2 for signals."""
+    return max(0.0, min(apart, _UNLIKE) - _ALIKE)
+
+
 def _shrunk(
-    count: float, total: LocationScale, sketch: Tensor, natural: float, source: Source, stretches: float = 0.0
+    count: float,
+    total: LocationScale,
+    sketch: Tensor,
+    met: LearnedSpread | None,
+    source: Source,
+    stretches: float = 0.0,
+    apart: float = 1.0,
 ) -> tuple[float, Spread]:
     """The scatter of one instance of the stream, and what source instances are taken to scatter.
 
@@ -227,7 +243,10 @@ def _shrunk(
     variance = shrink_to_prior(total, count)
     level = variance @ source.share
     one = float(level[0]) * source.sum_weight[0]
-    most = _CAP[0] + _CAP[1] * natural
+    natural, inner = (0.0, 1.0) if met is None else (met.natural, met.inner)
+    # A higher gain makes instances vary, and their means scatter, so much more, and leaves nothing of `natural`.
+    inputs = _inputs_differ(min(apart, float(level[0]) / (float(level[0]) + inner)))
+    most = max(1.0, inner) * (_CAP[0] + max(_CAP[1] * natural, 2 * inputs))
     variance = variance * (most / level).clamp_max(1.0).unsqueeze(1)
 
     within = max(1 - natural, _LEAST)

@@ -163,10 +163,17 @@ class Track(Policy):
             classes = classes[:0]
         elif composition is not None:
             classes, imbalance = composition.pooled(classes, state.count)
-        learned = None
+        before, learned = found_before(evidence), None
         if state.spread is not None:
             learned = state.spread.learn(
-                evidence, state, ratio, source, self.memory, jumped=jumped, stretches=correlation.stretches
+                evidence,
+                state,
+                ratio,
+                source,
+                self.memory,
+                jumped=jumped,
+                stretches=correlation.stretches,
+                apart=before.apart,
             )
             spread = learned.spread
 
@@ -184,7 +191,6 @@ class Track(Policy):
             pending=state.pending + n,
             correlation=correlation,
         )
-        before = found_before(evidence)
         mean = variance = diagnostics = None
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
