@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from class_runs import CHANNELS, centres, draws, in_runs
+from normadapt.policies import Track
 from normadapt.policies.base import Source, units_about
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, split_instances
@@ -222,7 +223,10 @@ def test_learned_spread_by_hand():
     within = float(ratio.mean(0) @ WEIGHT.numpy()) / total_weight
     assert (learned.inner, learned.met) == (pytest.approx(within, rel=0.01), 9)
     assert learned.natural == pytest.approx(max(0.0, 1 - within), abs=0.01)
-    cap = np.minimum(1, (0.1 + 1.5 * learned.natural) / (shrunk @ WEIGHT.numpy() / total_weight))[:, None]
+    level = shrunk @ WEIGHT.numpy() / total_weight
+    differ = max(0.0, min(0.3, level[0] / (level[0] + learned.inner)) - 0.1)
+    most = max(1.0, learned.inner) * (0.1 + max(1.5 * learned.natural, 2 * differ))
+    cap = np.minimum(1, most / level)[:, None]
     alike = (float(learned.total[0] @ at.share) * 8 + 0.1 * max(0.02, learned.inner) * 2) / 10
     unseen = max(0.02, min(learned.natural, 4 * alike / (alike + max(0.02, learned.inner))))
     share = np.array([[min(1.0, 0.35 + 1.2 * unseen)], [0.6]])
@@ -250,7 +254,14 @@ def test_the_learned_spread_is_measured_about_the_window():
     location, ratio = standardized(batch, at)
     expected = (location - 0.5) ** 2, (((ratio + (location - 0.5) ** 2) / 1.2 - 1) / 2) ** 2
     assert learned.total.numpy() == pytest.approx(np.concatenate(expected))
-    assert learn(LearnedSpread.empty(at), batch, at, Before(7.0, torch.stack((mean, second)))).count == 0
+    # About the mean of seven others it scatters 8/7 of what it does about the truth; a batch has a mean of its own.
+    few = Before(7.0, torch.stack((mean, second)))
+    alone = learn(LearnedSpread.empty(at), batch, at, few)
+    assert alone.count == 1
+    assert alone.total.numpy() == pytest.approx(7 / 8 * np.concatenate(expected))
+    pair = evidence(torch.cat((x, -x)))
+    theirs = learn(LearnedSpread.empty(at), pair, at)
+    assert torch.equal(learn(LearnedSpread.empty(at), pair, at, few).total, theirs.total)
     known = learned._replace(count=8.0)
     assert learn(known, batch, at, Before(8.0, torch.stack((mean, second)))) == known._replace(unseen=1.0)
     assert learn(known, batch, at, Before(8.0, torch.stack((mean, second))), jumped=True).count == 9
@@ -279,24 +290,37 @@ def test_what_lies_between_classes_is_what_no_instance_has_within_until_it_was_s
 
 
 @pytest.mark.parametrize("n", [8, 100])
-@pytest.mark.parametrize("within", [0.1, 1.0])
-def test_learned_spread_learns_and_is_capped_by_what_is_natural(n, within):
+@pytest.mark.parametrize(("within", "before"), [(0.1, 1.0), (1.0, 0.1), (1.0, 0.15), (1.0, 1.0)])
+def test_learned_spread_learns_and_is_capped_by_what_is_natural(n, within, before):
     at = source(index=3, count=20)
     learned = LearnedSpread.empty(at)
     for seed in range(3200 // n):
         g = torch.Generator().manual_seed(seed)
         level = 0.9**0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64)
         contrast = within**0.5 * (0.3 * torch.randn(n, 1, 1, generator=g, dtype=torch.float64)).exp()
-        learned = learn(learned, evidence(level, seed, contrast, 400), at, memory=400.0)
+        learned = learn(learned, evidence(level, seed, contrast, 400), at, memory=400.0, apart=before)
     ones = learned.one / float(WEIGHT.sum())
     location, _ = (learned.spread.total @ at.share).tolist()
     assert learned.count == 400
     assert ones == pytest.approx(0.95, rel=0.15)  # without a cap
     assert learned.natural == pytest.approx(max(0.0, 1 - within * math.exp(2 * 0.3**2)), abs=0.05)
-    if within == 1.0:  # more than v_s in all: instances of several domains
-        assert location == pytest.approx(0.1 + 1.5 * learned.natural)
+    if within == 1.0:  # more than v_s in all: a higher gain, and instances of several domains, if inputs are alike
+        assert location == pytest.approx(max(1.0, learned.inner) * (0.1 + 2 * (min(before, 0.3) - 0.1)), rel=1e-6)
     else:
         assert location == pytest.approx(ones, rel=0.02)  # and the part between classes that few stretches have shown
+
+
+def test_signals_with_a_higher_gain_do_not_begin_a_new_window_again_and_again():
+    at, policy = source(), Track()
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(160, 4, generator=g, dtype=torch.float64)  # scatter 1 about the source, and within them twice v_s
+    state, windows = policy.init(at), 0
+    for seed, one in enumerate(x.split(1)):
+        state, statistics = policy.step(state, evidence(one, seed, 2**0.5), at)
+        windows += statistics.diagnostics is not None and statistics.diagnostics.status == "new window"
+    assert windows <= 3
+    assert state.count > 100
+    assert float(state.use[0].abs().max()) < 0.4  # what one of them would move it by is 1
 
 
 def limited(x, n, contrasts=None, limits=None):
