@@ -16,10 +16,7 @@ from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
 
 _DEGREES = 64.0  # of the test, at most: a thousand instances would find differences that are of no use
-_DEGREES_TOGETHER = 256.0  # of the test of what varies together: its limit lies far above what one domain shows
 _FEWEST = 3  # instances in a window whose scatter can be tested
-_FEWEST_SHARING = 8  # instances from which a site believes those before it
-_HANDED_ON = 0.7  # of the share between domains that a site had, the next one takes for granted
 
 
 class Found(NamedTuple):
@@ -29,13 +26,11 @@ class Found(NamedTuple):
         mixed: Whether the stream is mixed.
         apart: The least share of the stream's own variance that lies between instances, here and before.
         odds: Log-odds of a shift that matters, see `belief`.
-        share: Of the scatter of its instances, the part that lies between domains; 0 unless the stream is mixed.
     """
 
     mixed: bool = False
     apart: float = 1.0
     odds: float = UNTOLD
-    share: float = 0.0
 
 
 def found_before(evidence: Evidence) -> Found:
@@ -52,7 +47,6 @@ class Scatter(NamedTuple):
         excess: A, the variance between domains per unit of weight, as (location, scale); 0 if one domain explains all.
         together: Sum over the window of the squared distances of the half-log-variances' average over channels.
         mixed: Whether they scatter more than any one domain's could; only asked where no profile says what is natural.
-        share: The part of their scatter that lies between domains, the larger one of locations and scales; likewise.
     """
 
     squares: Pair
@@ -60,7 +54,6 @@ class Scatter(NamedTuple):
     excess: Pair
     together: float = 0.0
     mixed: bool = False
-    share: float = 0.0
 
     @classmethod
     def empty(cls, source: Source) -> Scatter:
@@ -114,12 +107,10 @@ def split_instances(
         limits: Without a profile the spread was learned from this very stream, and a mixed one would explain itself.
             Then it counts as mixed only when its locations, or the scales of all channels together, vary more than one
             domain's can, here or at a site before (`evidence.upstream`); the excess of both, in this batch and the
-            next, is over `limits.usual`, and at least what the share of the site before lets expect: where domains
-            differ in one layer they do in the next, and there the natural scatter of a mixed stream is anybody's guess.
+            next, is over `limits.usual`.
     """
     n, judge = evidence.count, _Judge(window.count + evidence.count, spread, source, probability, limits)
-    before = found_before(evidence)
-    mixed, known = False, limits is None or scatter.mixed or before.mixed
+    mixed, known = False, limits is None or scatter.mixed or found_before(evidence).mixed
     weight = source.channel_weight
 
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
@@ -127,7 +118,7 @@ def split_instances(
     if limits is not None:
         mixed = judge.lie_apart(location_squares, limits.most)
         known = known or mixed
-    location_excess = judge.excess(location_squares, 0, before.share) if known else 0.0
+    location_excess = judge.excess(location_squares, 0) if known else 0.0
     rest = locations - use[0]
     own: Tensor | float = 0.0
     if location_excess > 0:
@@ -138,16 +129,15 @@ def split_instances(
     together = 0.0
     if limits is not None:
         share = source.share.unsqueeze(1)
-        average, centre = half @ share, scatter.half @ share if window.count > 0 else scatter.half
-        together = scatter.together * window.faded + _squares(average, centre, window.count, share.new_ones(1))
+        average, before = half @ share, scatter.half @ share if window.count > 0 else scatter.half
+        together = scatter.together * window.faded + _squares(average, before, window.count, share.new_ones(1))
         mixed = mixed or judge.vary_together(together, limits.together)
         known = known or mixed
-    scale_excess = judge.excess(scale_squares, 1, before.share) if known else 0.0
+    scale_excess = judge.excess(scale_squares, 1) if known else 0.0
     half_mean = half.mean(0)
     if window.count > 0:
         half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
-    excess = location_excess, scale_excess
-    after = Scatter((location_squares, scale_squares), half_mean, excess, together, mixed, judge.share)
+    after = Scatter((location_squares, scale_squares), half_mean, (location_excess, scale_excess), together, mixed)
     if location_excess == scale_excess == 0.0:
         return after, None
     own_scale: Tensor | float = 0.0
@@ -173,11 +163,10 @@ class _Judge:
         self.total = total
         self.natural = [spread.total[0], spread.total[1]]
         self._expected, self._sum_weight, self._probability = spread.instance, source.sum_weight[0], probability
-        self._limits, self._share = limits, source.share
-        self.share = 0.0
+        self._limits = limits
 
-    def _is_below(self, squares: float, expected: float, square: float, degrees: float = _DEGREES) -> bool:
-        freedom = min(self.total - 1, degrees)
+    def _is_below(self, squares: float, expected: float, square: float) -> bool:
+        freedom = min(self.total - 1, _DEGREES)
         if self.total < _FEWEST:
             return False
         return tail_is_below(squares / (self.total - 1), expected, square / freedom, self._probability)
@@ -190,24 +179,15 @@ class _Judge:
 
     def vary_together(self, squares: float, limit: float) -> bool:
         """Whether one number per instance has a larger variance than `limit`."""
-        return self._is_below(squares, limit, 2 * limit * limit, _DEGREES_TOGETHER)
+        return self._is_below(squares, limit, 2 * limit * limit)
 
-    def excess(self, squares: float, row: int, share_before: float) -> float:
+    def excess(self, squares: float, row: int) -> float:
         """A per unit of weight; `natural` is then what one domain's instances scatter."""
         expected, square = self._expected[row]
         if self._limits is not None:
             times = min(1.0, self._limits.usual[row] * self._sum_weight / expected)
             expected, square = expected * times, square * times * times
             self.natural[row] = self.natural[row] * times
-        found = self._is_below(squares, expected, square)
-        excess = (squares / (self.total - 1) - expected) / self._sum_weight if found else 0.0
-        if self._limits is None or self.total < _FEWEST_SHARING:
-            return excess
-        scatter = max(squares / (self.total - 1) / self._sum_weight, 1e-12)
-        handed = _HANDED_ON * share_before * max(0.0, 1 - self._limits.natural) * scatter
-        if handed > excess:
-            excess = handed
-            natural = max(float(self.natural[row] @ self._share), 1e-12)
-            self.natural[row] = self.natural[row] * min(1.0, (scatter - excess) / natural)
-        self.share = max(self.share, excess / scatter)
-        return excess
+        if not self._is_below(squares, expected, square):
+            return 0.0
+        return (squares / (self.total - 1) - expected) / self._sum_weight

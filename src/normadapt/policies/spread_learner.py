@@ -59,13 +59,11 @@ class Limits(NamedTuple):
         usual: The best guess, per unit of weight, as (location, scale).
         most: Of the locations, what only instances of several domains exceed.
         together: Likewise the variance of their half-log-variances averaged over channels.
-        natural: What the means of source instances scatter, in units of v_s.
     """
 
     usual: Pair
     most: float
     together: float
-    natural: float = 0.0
 
 
 class LearnedSpread(NamedTuple):
@@ -125,7 +123,7 @@ class LearnedSpread(NamedTuple):
         inputs = _inputs_differ(apart)
         most = gain * (_MOST[0] + max(_MOST[1] * self.natural, 2 * inputs))
         together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
-        return Limits((gain * location, scale), most, together, self.natural)
+        return Limits((gain * location, scale), most, together)
 
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:

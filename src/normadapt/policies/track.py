@@ -202,7 +202,7 @@ class Track(Policy):
             limits = learned.limits(apart)
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
         # The sites behind this one need not find it out themselves.
-        carry = Found(scatter.mixed or before.mixed, apart, after.odds, scatter.share)
+        carry = Found(scatter.mixed or before.mixed, apart, after.odds)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
 
     def _jumped(
