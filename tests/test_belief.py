@@ -113,7 +113,7 @@ def test_track_hands_the_odds_on_and_follows_a_doubtful_shift_only_behind_a_clea
 
 
 def test_without_anything_before_it_a_site_begins_untold():
-    assert Found() == Found(False, 1.0, UNTOLD, 0.0)
+    assert Found() == Found(False, 1.0, UNTOLD)
     one = site(0)
     assert Track().init(one).odds == UNTOLD
 

@@ -405,35 +405,3 @@ def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():
         )
         assert (own is not None) == expected
         assert not scatter.mixed
-
-
-def test_a_site_behind_takes_most_of_the_share_between_domains_for_granted():
-    site, use = source(known_spread(0.3, 0.2)), torch.zeros(2, 4, dtype=torch.float64)
-    g = torch.Generator().manual_seed(3)
-    batch = evidence(0.5 * torch.randn(64, 4, generator=g, dtype=torch.float64))
-    window = Window(0.0, 0.0, use[0])
-
-    def found(share, natural, count=64):
-        limits = Limits(usual=(0.4, 0.3), most=2.0, together=9.0, natural=natural)  # nothing is seen here
-        part = batch if count == 64 else evidence(0.5 * torch.randn(count, 4, generator=g, dtype=torch.float64))
-        told = part._replace(upstream=Found(True, 0.3, share=share))
-        return split_instances(Scatter.empty(site), window, told, use, site.spread, site, 1e-3, 1.0, limits)
-
-    scatter, own = found(0.0, 0.2)
-    assert (scatter.excess, scatter.share, own) == ((0.0, 0.0), 0.0, None)
-    scatter, own = found(0.6, 0.2)
-    seen = scatter.squares[0] / 63 / 5
-    assert scatter.excess[0] == pytest.approx(0.7 * 0.6 * 0.8 * seen)
-    assert scatter.share == pytest.approx(0.7 * 0.6 * 0.8)
-    assert own is not None
-    assert found(0.6, 1.0)[1] is None  # a layer of classes: all its scatter is natural
-    assert found(0.6, 0.2, count=7)[1] is None  # too few to believe it
-
-
-def test_what_varies_together_a_little_more_than_one_domain_shows_takes_hundreds_of_instances():
-    g = torch.Generator().manual_seed(6)
-    contrasts = (0.24 * torch.randn(320, generator=g)).exp()
-    x = 0.1 * torch.randn(320, 4, generator=g, dtype=torch.float64)
-    found = [scatter.mixed for scatter, _ in limited(x, 16, contrasts, LIMITS._replace(together=0.04))]
-    assert not any(found[:3])
-    assert found[-1]
