@@ -26,13 +26,11 @@ class Found(NamedTuple):
         mixed: Whether the stream is mixed.
         apart: The least share of the stream's own variance that lies between instances, here and before.
         odds: Log-odds of a shift that matters, see `belief`.
-        alike: Whether the inputs are alike, as the first site sees it.
     """
 
     mixed: bool = False
     apart: float = 1.0
     odds: float = UNTOLD
-    alike: bool = True
 
 
 def found_before(evidence: Evidence) -> Found:

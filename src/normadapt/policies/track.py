@@ -39,10 +39,6 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
 # counts much sooner.
 _GUESSED_SIGNIFICANCE = 0.25
-# Where more than this share of the inputs' own variance lies between them, as in signals (0.16 and more; images: up to
-# 0.12), they differ by what they show, and without a profile no instance gets statistics of its own: they would take
-# that away.
-_ALIKE = 0.15
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -200,18 +196,13 @@ class Track(Policy):
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after = after._replace(odds=before.odds)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
-        apart, alike, limits = before.apart, before.alike, None
+        apart, limits = before.apart, None
         if learned is not None:
-            own_apart = learned.apart(source)
-            apart = min(apart, own_apart)
+            apart = min(apart, learned.apart(source))
             limits = learned.limits(apart)
-            if not isinstance(evidence.upstream, Found):
-                alike = own_apart < _ALIKE
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
-        if not alike:
-            scatter, own = scatter._replace(excess=(0.0, 0.0), mixed=False), None
         # The sites behind this one need not find it out themselves.
-        carry = Found(scatter.mixed or before.mixed, apart, after.odds, alike)
+        carry = Found(scatter.mixed or before.mixed, apart, after.odds)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
 
     def _jumped(
