@@ -9,7 +9,8 @@ import torch
 from normadapt.policies import Track
 from normadapt.policies.base import Source, units_about
 from normadapt.policies.belief import UNTOLD, believe
-from normadapt.policies.mixed import Found
+from normadapt.policies.correlation import Correlation
+from normadapt.policies.mixed import Found, Window
 from normadapt.predictions import argmax_frequencies
 from normadapt.spread import Spread
 from normadapt.statistics import Composition, gather_evidence
@@ -120,9 +121,6 @@ def test_without_anything_before_it_a_site_begins_untold():
 
 def between(felt_length, frequencies, n=32, count=32.0):
     """f_B with a correlation of that length and those predicted class frequencies in window and batch."""
-    from normadapt.policies.correlation import Correlation
-    from normadapt.policies.mixed import Window
-
     frequencies = torch.tensor(frequencies, dtype=torch.float64)
     composition = Composition().update(torch.eye(4)[frequencies.argmax().reshape(1)])
     composition = composition._replace(last=frequencies, last_count=float(n), correlation=0.0)
@@ -135,9 +133,7 @@ def between(felt_length, frequencies, n=32, count=32.0):
 def test_the_bound_is_the_geometric_mean_where_the_predicted_classes_are_balanced():
     said = 0.5**2 / 32  # a balanced window; the batch's own part
     assert between(16.0, [0.25] * 4) == pytest.approx(math.sqrt(16 / 64 * max(said, 1 / 64)))
-    assert between(16.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(
-        math.sqrt(16 / 64 * (0.25 + said)) if 0.25 + said < 16 / 64 else 16 / 64
-    )
+    assert between(16.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(16 / 64)
     assert between(1.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 64)  # never above what is felt
 
 

@@ -213,9 +213,8 @@ def test_the_first_batch_of_track_by_hand(shift):
     assert [k1 for k1, _ in cumulants] == pytest.approx((r @ w).tolist())
     excess = torch.tensor(believe(squared, cumulants, sums[0], UNTOLD).shift, dtype=torch.float64)
     weights = adapted.report().sites[0].mean_weight, adapted.report().sites[0].variance_weight
-    excess = excess * torch.tensor(
-        [float(w > 0) for w in weights], dtype=torch.float64
-    )  # a gate may hold either at the source
+    # A gate may hold either at the source.
+    excess = excess * torch.tensor([float(w > 0) for w in weights], dtype=torch.float64)
     weight = excess.unsqueeze(1) / (excess.unsqueeze(1) + r)
     location, root = (weight * d)[0], (weight * d)[1].exp()
     m_s, v_s = layer.running_mean, layer.running_var + layer.eps

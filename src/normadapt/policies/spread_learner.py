@@ -107,8 +107,7 @@ class LearnedSpread(NamedTuple):
 
     def apart(self, source: Source) -> float:
         """Share of the stream's own variance that lies between instances, whatever their contrast is."""
-        own = self.one / source.sum_weight[0]
-        return own / (own + self.inner) if self.met else 0.0
+        return _apart(self.one / source.sum_weight[0], self.inner) if self.met else 0.0
 
     def limits(self, apart: float) -> Limits:
         """What the instances would scatter if they were of one domain.
@@ -118,19 +117,18 @@ class LearnedSpread(NamedTuple):
                 signals do, instances may differ everywhere, and a higher contrast, which leaves nothing of `natural`,
                 does not hide it.
         """
-        gain = max(1.0, self.inner)  # a higher contrast makes instances vary, and their means scatter, so much more
         location, scale = (constant + factor * self.natural for constant, factor in _USUAL)
         inputs = _inputs_differ(apart)
-        most = gain * (_MOST[0] + max(_MOST[1] * self.natural, 2 * inputs))
+        most = _at_most(_MOST, self.natural, self.inner, inputs)
         together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
-        return Limits((gain * location, scale), most, together)
+        return Limits((_gain(self.inner) * location, scale), most, together)
 
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:
         """Nothing learned: the prior."""
         zeros = torch.zeros_like(source.units.offset)
         sketch = zeros.new_zeros(2, _SKETCH, _SKETCH)
-        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, None, source), 0.0, 0.0)
+        return cls(0.0, 0.0, zeros, sketch, *_shrunk(0.0, zeros, sketch, 0.0, 1.0, source), 0.0, 0.0)
 
     def learn(
         self,
@@ -162,28 +160,31 @@ class LearnedSpread(NamedTuple):
         n = evidence.count
         if not jumped and self.count >= _PRIOR_COUNT and self.unseen + n < _LOOK_EVERY:
             return self._replace(unseen=self.unseen + n)
-        own_centre = window is None or window.count < _WINDOW_CENTRE
-        lone = n == 1 and own_centre and window is not None and window.count >= 1
-        degrees = n - 1 if own_centre and not lone else n
+        others = 0.0 if window is None else window.count
+        lone = n == 1 and 1 <= others < _WINDOW_CENTRE
+        own_centre = others < _WINDOW_CENTRE and not lone
+        degrees = n - 1 if own_centre else n
         instances = evidence.instances.values
         if self.count >= _PRIOR_COUNT and n >= 2 * _LOOK_EVERY:
             instances = instances[:, :: n // _LOOK_EVERY]
             degrees += instances.shape[1] - n
         learned = self._met(instances, source, memory)
         if degrees <= 0:
-            one, spread = _shrunk(self.count, self.total, self.sketch, learned, source, stretches, apart)
+            one, spread = _shrunk(
+                self.count, self.total, self.sketch, learned.natural, learned.inner, source, stretches, apart
+            )
             return learned._replace(one=one, spread=spread)
         values = standardize(instances, source.units)
         locations, ratios = values.unbind()
-        if window is None or (own_centre and not lone):
+        if window is None or own_centre:
             centre, width = locations.mean(0), ratio.clamp_min(1e-12)
         else:
             centre = window.moments[0]
             width = width_of(*window.moments.unbind())
         locations -= centre
         ratios.addcmul_(locations, locations).div_(width).sub_(1).mul_(0.5)
-        if lone and window is not None:  # about the mean of so few others it scatters more than about the truth
-            values *= (window.count / (window.count + 1)) ** 0.5
+        if lone:  # about the mean of so few others it scatters more than about the truth
+            values *= (others / (others + 1)) ** 0.5
         size = values.square().mean(1) @ source.channel_weight
         size /= self.spread.total @ source.channel_weight
         if float(size.max()) > _ABSURD:
@@ -195,7 +196,7 @@ class LearnedSpread(NamedTuple):
         covariance = projected.transpose(1, 2) @ projected
         sketch = torch.lerp(self.sketch, covariance.div_(degrees), share)
         count = min(self.count + degrees, max(memory, degrees))
-        one, spread = _shrunk(count, total, sketch, learned, source, stretches, apart)
+        one, spread = _shrunk(count, total, sketch, learned.natural, learned.inner, source, stretches, apart)
         return LearnedSpread(count, 0.0, total, sketch, one, spread, learned.inner, learned.met)
 
     def _met(self, instances: Tensor, source: Source, memory: float) -> LearnedSpread:
@@ -217,16 +218,32 @@ def shrink_to_prior(variance: LocationScale, degrees: float) -> LocationScale:
     return variance * weight + _PRIOR_VARIANCE * (1 - weight)
 
 
+def _gain(inner: float) -> float:
+    """How much more than the source instances vary within themselves: so much more do their means scatter, too."""
+    return max(1.0, inner)
+
+
+def _apart(own: float, inner: float) -> float:
+    """Share of a variance that lies between instances."""
+    return own / (own + inner)
+
+
 def _inputs_differ(apart: float) -> float:
     """How much the inputs themselves differ, from 0 for images to 0.2 for signals."""
     return max(0.0, min(apart, _UNLIKE) - _ALIKE)
+
+
+def _at_most(bound: Pair, natural: float, inner: float, inputs: float) -> float:
+    """What the locations scatter at most, per unit of weight: a higher gain, too, leaves nothing of `natural`."""
+    return _gain(inner) * (bound[0] + max(bound[1] * natural, 2 * inputs))
 
 
 def _shrunk(
     count: float,
     total: LocationScale,
     sketch: Tensor,
-    met: LearnedSpread | None,
+    natural: float,
+    inner: float,
     source: Source,
     stretches: float = 0.0,
     apart: float = 1.0,
@@ -241,10 +258,8 @@ def _shrunk(
     variance = shrink_to_prior(total, count)
     level = variance @ source.share
     one = float(level[0]) * source.sum_weight[0]
-    natural, inner = (0.0, 1.0) if met is None else (met.natural, met.inner)
-    # A higher gain makes instances vary, and their means scatter, so much more, and leaves nothing of `natural`.
-    inputs = _inputs_differ(min(apart, float(level[0]) / (float(level[0]) + inner)))
-    most = max(1.0, inner) * (_CAP[0] + max(_CAP[1] * natural, 2 * inputs))
+    inputs = _inputs_differ(min(apart, _apart(float(level[0]), inner)))
+    most = _at_most(_CAP, natural, inner, inputs)
     variance = variance * (most / level).clamp_max(1.0).unsqueeze(1)
 
     within = max(1 - natural, _LEAST)

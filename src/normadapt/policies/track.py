@@ -194,7 +194,6 @@ class Track(Policy):
         mean = variance = diagnostics = None
         if jumped or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
-            after = after._replace(odds=before.odds)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
         apart, limits = before.apart, None
         if learned is not None:
@@ -247,10 +246,7 @@ class Track(Policy):
     def _weigh(
         self, state: TrackState, evidence: Evidence, spread: Spread, between: float, jumped: bool, source: Source
     ) -> tuple[TrackState, PerChannel, PerChannel, Diagnostics]:
-        """The statistics for a window: its shift, shrunk towards the source by what the window cannot know.
-
-        `state.odds` are those of the sites before; the new state has them with what this one told.
-        """
+        """The statistics for a window: its shift, shrunk towards the source by what the window cannot know."""
         weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
         mean, second = state.moments.unbind()
         # The second moment about the window's own mean misses what that mean scatters: add it back.
@@ -263,7 +259,7 @@ class Track(Policy):
         excess = (max(squared[0] - cumulants[0][0], 0.0), max(squared[1] - cumulants[1][0], 0.0))
         bar = self.significance ** (1.0 if state.spread is None else _GUESSED_SIGNIFICANCE)
         significant = are_below(squared, cumulants, bar)
-        belief = self._believe(squared, cumulants, source, state.odds)
+        belief = self._believe(squared, cumulants, source, found_before(evidence).odds)
         prior = [a if yes else 0.0 for a, yes in zip(belief.shift, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
         noise = None
