@@ -26,7 +26,7 @@ from normadapt.settings import DEFAULT_STREAM, current, use
 from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
-from normadapt.streams import Pass, Stream, new_stream
+from normadapt.streams import Pass, Stream, in_all_ways, new_stream
 
 
 class Held(NamedTuple):
@@ -180,7 +180,9 @@ class AdaptedModel(nn.Module):
         known = stream.composition if stream.composition.last is not None else None
         watched = bool(self._observers)
         started = time.perf_counter() if watched else 0.0
-        running = Pass(self.policy, stream, known, watched=watched)
+        ways = self._ways()
+        way = self.policy.choose(stream.composition.doubts) if ways else ""
+        running = Pass(self.policy, stream, known, watched=watched, way=way)
         probabilities: Tensor | None = None
         try:
             for hook in self._hooks:
@@ -195,9 +197,16 @@ class AdaptedModel(nn.Module):
                 needed = getattr(self.policy, "needs_predictions", False)
                 probabilities = class_probabilities(output, self._predictions, needed=needed)
                 if probabilities is not None:
+                    doubts = composition.doubts.passed(way, jumped=running.jumped)
+                    if len(ways) > 1 and doubts.due:
+
+                        def again() -> Tensor | None:
+                            return class_probabilities(self.model(*args, **kwargs), self._predictions)
+
+                        doubts = doubts.compared(in_all_ways(again, ways, self._hooks, stream, running, probabilities))
                     if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
                         probabilities = probabilities[~running.bad]
-                    composition = composition.update(probabilities)
+                    composition = composition.update(probabilities)._replace(doubts=doubts)
         except BaseException:
             self._install(stream)
             raise
@@ -205,11 +214,18 @@ class AdaptedModel(nn.Module):
             for hook in self._hooks:
                 hook.current = None
         self._streams[name] = Stream(running.records, composition)
+        if len(ways) > 1 and composition.doubts.since == 0:  # another way's statistics are still in the layers
+            self._install(self._streams[name])
         if running.moments is not None:
             seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
             with outside_autograd():
                 self._observers.show(name, seen)
         return output
+
+    def _ways(self) -> Mapping[str, str]:
+        if not hasattr(self.policy, "ways"):
+            return {}
+        return self.policy.ways(profiled=any(hook.source.spread is not None for hook in self._hooks))
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:

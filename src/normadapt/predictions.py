@@ -14,7 +14,8 @@ from normadapt.errors import PredictionsError
 Predictions: TypeAlias = Callable[[Any], Tensor]
 """Maps a model's output to class probabilities (n, K)."""
 
-_SAYS_NOTHING = 0.98  # of the largest entropy
+SAYS_NOTHING = 0.98
+"""Of the largest entropy: class probabilities above it prefer nothing."""
 
 
 def class_probabilities(output: Any, predictions: Predictions | None, *, needed: bool = False) -> Tensor | None:
@@ -75,6 +76,6 @@ def argmax_frequencies(probabilities: Tensor) -> tuple[Tensor, int]:
     """
     rows = probabilities[probabilities.isfinite().all(1)]
     entropy = torch.special.entr(rows.clamp_min(0.0)).sum(1)
-    labels = rows[entropy <= _SAYS_NOTHING * math.log(probabilities.shape[1])].argmax(1)
+    labels = rows[entropy <= SAYS_NOTHING * math.log(probabilities.shape[1])].argmax(1)
     counts = torch.bincount(labels, minlength=probabilities.shape[1]).double()
     return counts / max(labels.numel(), 1), labels.numel()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from normadapt.doubts import Doubts
 from normadapt.predictions import argmax_frequencies
 from normadapt.shapes import Activations, LocationScale, PerChannel, PerClass, PerInstance
 
@@ -57,6 +58,7 @@ class Composition(NamedTuple):
         reference: Class frequencies of the source (K,); None stands for uniform.
         chance: Probability that two independent source instances share their class, sum_k pi_k^2.
         correlation: How much more often two instances of a batch share their predicted class, in [0, 1].
+        doubts: How unsure the model is under each of the policy's ways.
     """
 
     last: PerClass | None = None
@@ -66,6 +68,7 @@ class Composition(NamedTuple):
     reference: PerClass | None = None
     chance: float = 0.0
     correlation: float = 0.0
+    doubts: Doubts = Doubts()
 
     def update(self, probabilities: Tensor) -> Composition:
         """The composition after a batch with these class probabilities (n, K); rows with NaN do not count."""
@@ -80,7 +83,7 @@ class Composition(NamedTuple):
         pairs = _DECAY * self.pairs + n - 1
         excess = (agreement / pairs - chance) / max(1 - chance, 1e-12) if pairs > 0 else 0.0
         correlation = min(max(excess, 0.0), 1.0)
-        return Composition(frequencies, float(n), agreement, pairs, reference, chance, correlation)
+        return Composition(frequencies, float(n), agreement, pairs, reference, chance, correlation, self.doubts)
 
     def effective_count(self, count: int) -> float:
         r"""Number of independent draws that `count` instances of a batch are worth for between-class variance.
@@ -125,6 +128,8 @@ class Evidence(NamedTuple):
         input: The activations (n, C, ...) of the finite instances, in the layer's dtype and not to be changed; only for
             a policy that `needs_input`, else None.
         pass_index: Which forward pass over this batch it is, from 0; see `Policy.passes`.
+        way: Which of the policy's ways the batch is to be normalized in, see `Policy.ways`; "" where it has none.
+        turned: Whether the batch before was normalized in another way: `Statistics` cannot leave what is in use.
     """
 
     count: int  # type: ignore[assignment]  # hides tuple.count
@@ -136,6 +141,8 @@ class Evidence(NamedTuple):
     upstream: Any = None
     input: Activations | None = None
     pass_index: int = 0
+    way: str = ""
+    turned: bool = False
 
     @property
     def mean(self) -> PerChannel:

@@ -7,13 +7,14 @@ failed forward leaves no trace.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from normadapt.hooks import Buffers, SiteHook
-from normadapt.policies.base import Diagnostics, Source, State, Statistics
+from normadapt.policies.base import NEW_WINDOW, Diagnostics, Source, State, Statistics
 from normadapt.statistics import Composition, InstanceMoments, gather_evidence
 
 
@@ -45,15 +46,23 @@ class Stream(NamedTuple):
 
 
 class Pass:
-    """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds."""
+    """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds.
 
-    def __init__(self, policy: Any, stream: Stream, composition: Composition | None, *, watched: bool = False) -> None:
+    `way` is that of the policy's ways in which it goes; `jumped` and `split` say afterwards whether a site gathers its
+    evidence anew, and whether one gave instances statistics of their own.
+    """
+
+    def __init__(
+        self, policy: Any, stream: Stream, composition: Composition | None, *, watched: bool = False, way: str = ""
+    ) -> None:
         self.policy = policy
         self.records = list(stream.records)
         self.composition = composition
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
+        self.way, self._turned = way, way != stream.composition.doubts.way
+        self.jumped = self.split = False
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._needs_input = bool(getattr(policy, "needs_input", False))
         self._had_evidence = False
@@ -88,8 +97,8 @@ class Pass:
             self.moments[hook.index] = evidence.instances
         if self._needs_input:
             evidence = evidence._replace(input=x if kept is None else x[kept])
-        if not first:
-            evidence = evidence._replace(pass_index=self.index)
+        if not first or self.way:
+            evidence = evidence._replace(pass_index=self.index, way=self.way, turned=self._turned)
         result = self.policy.step(before.state, evidence, hook.source)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):
             raise TypeError(
@@ -105,8 +114,11 @@ class Pass:
             self.records[hook.index] = before._replace(count=count, excluded=lost, status=status)
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
+        if statistics.diagnostics is not None and statistics.diagnostics.status == NEW_WINDOW:
+            self.jumped = True
         instances = None
         if statistics.instances is not None:
+            self.split = True
             instances = self._instance_map(hook, statistics.instances, buffers, evidence.instances, x, kept)
         status = "adapted" if diagnostics is None else diagnostics.status
         if instances is not None:
@@ -166,6 +178,39 @@ class Pass:
 
 def _are_finite(instances: tuple[Tensor, Tensor] | None) -> bool:
     return instances is None or math.isfinite(float((instances[0] + instances[1].sqrt()).sum()))
+
+
+def in_all_ways(
+    again: Callable[[], Tensor | None],
+    ways: Mapping[str, str],
+    hooks: list[SiteHook],
+    stream: Stream,
+    answered: Pass,
+    told: Tensor,
+) -> list[Tensor]:
+    """Class probabilities (n, K) of an answered batch under each of the policy's ways; nothing is remembered.
+
+    Args:
+        again: Runs the model over the batch once more.
+        ways: See `Policy.ways`.
+        hooks: Of all sites.
+        stream: As it was before the batch.
+        answered: The pass that gave the answer.
+        told: Class probabilities of the answer.
+    """
+    passes, found = {answered.way: answered}, {answered.way: told}
+    for way, like in ways.items():
+        if way in passes:
+            continue
+        if like in passes and not passes[like].split:
+            passes[way], found[way] = passes[like], found[like]
+            continue
+        passes[way] = Pass(answered.policy, stream, answered.composition, way=way)
+        for hook in hooks:
+            hook.current = passes[way]
+        other = again()
+        found[way] = told if other is None else other
+    return [found[way] for way in ways]
 
 
 def new_stream(policy: Any, hooks: list[SiteHook], composition: Composition) -> Stream:

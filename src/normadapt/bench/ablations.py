@@ -57,5 +57,6 @@ ABLATED: tuple[tuple[str, Policy], ...] = (
     ("Track, no measured correlation", NoCorrelation()),
     ("Track, no belief about shifts", NoBelief()),
     ("Track, no instances of their own", NoInstances()),
+    ("Track, no look at the answers", Track(compares=False)),
 )
 """Names and policies."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from normadapt.asymptotics.quadratic import tail_is_below
+from normadapt.doubts import Doubts
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Evidence
@@ -16,6 +18,10 @@ _ABSURD = 1e30  # standard deviations: farther than anything real, near enough f
 
 State: TypeAlias = Any
 """A policy's memory of one site: a NamedTuple or dict whose values are tensors and floats; () for none."""
+
+
+NEW_WINDOW = "new window"
+"""`Diagnostics.status` of a batch at which evidence was gathered anew."""
 
 
 class Units(NamedTuple):
@@ -131,6 +137,25 @@ class Policy:
     passes: ClassVar[int] = 1
     """Forward passes over each batch; only the last one's output is the answer. `between` is called between them, and
     `evidence.pass_index` tells which one it is. Instances are counted in the first."""
+
+    def ways(self, *, profiled: bool) -> Mapping[str, str]:
+        """Ways in which `step` can normalize a batch, told by `evidence.way`; none by default.
+
+        With several, some batches are passed through the model in each of them, and only the one that `choose` says is
+        answered and remembered. Needs class probabilities, and `passes` of 1.
+
+        Args:
+            profiled: Whether the sources have spreads.
+
+        Returns:
+            Their names. To each belongs that of another way that gives the same answer unless that one gives instances
+            statistics of their own, or "".
+        """
+        return {}
+
+    def choose(self, doubts: Doubts) -> str:
+        """Which of `ways` the next batch is normalized in, by how the model answered in each. Default: ""."""
+        return ""
 
     def init(self, source: Source) -> State:
         """The state of a site that has seen nothing. Default: none."""

@@ -8,13 +8,16 @@ apart than the source's get statistics of their own (docs/METHOD.md; it began as
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from normadapt.doubts import Doubts
 from normadapt.policies.base import (
+    NEW_WINDOW,
     Diagnostics,
     Policy,
     Source,
@@ -31,6 +34,7 @@ from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
+from normadapt.policies.ways import OWN, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
@@ -39,6 +43,7 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
 # counts much sooner.
 _GUESSED_SIGNIFICANCE = 0.25
+_SURER = "source: surer"  # status where the model answers better with the source's statistics
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
 
@@ -90,6 +95,9 @@ class Track(Policy):
         location: "mean", or "huber": a robust location of each batch's instance means, for streams with outliers.
         max_weight: The most that any statistic of the test data weighs, an instance's own too; 0 keeps the source. For
             a trial that begins cautiously (`normadapt.pilot`).
+        compares: Whether some batches (each of the first 16, later one in 64) are passed through the model in other
+            ways, too, and the stream kept to the one whose answers are best, see `choose_way`. Not with a profile, nor
+            where the output gives no class probabilities.
 
     Raises:
         ValueError: If a probability is not in (0, 1), the memory is below 1 or the weight not in [0, 1].
@@ -104,6 +112,7 @@ class Track(Policy):
     mixed_probability: float = 1e-3
     location: str = "mean"
     max_weight: float = 1.0
+    compares: bool = True
 
     def __post_init__(self) -> None:
         if not self.memory >= 1:
@@ -115,6 +124,14 @@ class Track(Policy):
         check_location(self.location)
         if not 0 <= self.max_weight <= 1:
             raise ValueError(f"max_weight must lie in [0, 1]; got {self.max_weight!r}")
+
+    def ways(self, *, profiled: bool) -> Mapping[str, str]:
+        """Those of `choose_way`, unless a profile knows what is natural."""
+        return {} if profiled or not self.compares else WAYS
+
+    def choose(self, doubts: Doubts) -> str:
+        """The way that the model's answers speak for, see `choose_way`."""
+        return choose_way(doubts)
 
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
@@ -192,7 +209,7 @@ class Track(Policy):
             correlation=correlation,
         )
         mean = variance = diagnostics = None
-        if jumped or after.pending >= _REFRESH * count:
+        if jumped or evidence.turned or after.pending >= _REFRESH * count:
             between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
         apart, limits = before.apart, None
@@ -200,6 +217,14 @@ class Track(Policy):
             apart = min(apart, learned.apart(source))
             limits = learned.limits(apart)
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
+        if evidence.way == OWN:
+            own = own_statistics(evidence, after.use, source, self.max_weight)
+        elif evidence.way in (TOGETHER, SOURCE):
+            own = None
+        if evidence.way == SOURCE and diagnostics is not None:
+            mean, variance = source.mean, source.variance
+            status = NEW_WINDOW if jumped else _SURER
+            diagnostics = diagnostics._replace(weight=(0.0, 0.0), noise=None, status=status)
         # The sites behind this one need not find it out themselves.
         carry = Found(scatter.mixed or before.mixed, apart, after.odds)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
@@ -278,7 +303,7 @@ class Track(Policy):
                 use = weights * shift
             m_use, v_use = unstandardize(use[0], use[1], source, units)
 
-        status = "new window" if jumped else "tracking" if any(prior) else "source"
+        status = NEW_WINDOW if jumped else "tracking" if any(prior) else "source"
         expected = cumulants[0][0]
         worth = min(spread.instance[0][0] / expected, state.count) if expected > 0 else state.count
         seen = project(evidence, shift, squared, weight, units)

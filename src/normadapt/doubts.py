@@ -1,0 +1,92 @@
+"""How a model answers the same instances under each of a policy's ways to normalize them.
+
+Some batches are passed through the model in every way after they have been answered; what the sites would have
+remembered of it is dropped. Answers to the same instances are compared, so it does not matter how hard they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normadapt.predictions import SAYS_NOTHING
+
+_EACH = 16  # batches at first, each of which is passed through in every way
+_SELDOM = 64  # batches from one look to the next in the long run; until then a sixteenth of those that have passed
+_AFTER_A_JUMP = 128  # batches that count as passed then, at most
+_MEMORY = 32.0  # instances looked at after which older answers have faded
+
+
+class Answers(NamedTuple):
+    """How a model answered under one way.
+
+    Args:
+        entropy: Mean entropy of the class probabilities, in nats.
+        told: How much an answer tells about the class: the entropy of the mean probabilities less the mean entropy.
+    """
+
+    entropy: float
+    told: float
+
+
+class Doubts(NamedTuple):
+    """What a stream knows of its policy's ways.
+
+    Args:
+        way: The one in use; "" before the first batch.
+        age: Batches so far; fewer after a jump.
+        since: Batches since the last look.
+        count: Instances compared; older ones fade.
+        entropies: Mean entropy under each way, in the order of the policy's ways; empty before the first look.
+        means: Mean class probabilities (ways, K); None before the first look.
+    """
+
+    way: str = ""
+    age: float = 0.0
+    since: float = 0.0
+    count: float = 0.0  # type: ignore[assignment]  # hides tuple.count
+    entropies: tuple[float, ...] = ()
+    means: Tensor | None = None
+
+    def passed(self, way: str, *, jumped: bool) -> Doubts:
+        """The same after a batch that was answered in `way`."""
+        age = min(self.age, float(_AFTER_A_JUMP)) if jumped else self.age
+        return self._replace(way=way, age=age + 1, since=self.since + 1)
+
+    @property
+    def due(self) -> bool:
+        """Whether the batch that has just passed is one to compare on."""
+        return self.age <= _EACH or self.since >= min(self.age / _EACH, _SELDOM)
+
+    def compared(self, answers: Sequence[Tensor]) -> Doubts:
+        """The same with a batch's class probabilities (n, K) under each way.
+
+        An instance counts where all are finite and at least one way prefers something. Answers of different shapes
+        cannot be compared, and change nothing.
+        """
+        if len({answer.shape for answer in answers}) > 1:
+            return self._replace(since=0.0)
+        probabilities = torch.stack([answer.double().clamp_min(0.0) for answer in answers])
+        entropies = torch.special.entr(probabilities).sum(2)
+        most = SAYS_NOTHING * math.log(probabilities.shape[2])
+        counts = entropies.isfinite().all(0) & (entropies.amin(0) <= most)
+        n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
+        if n == 0:
+            return self._replace(since=0.0, count=faded)
+        entropy, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
+        if self.means is not None and self.means.shape == mean.shape:
+            count += faded
+            entropy = torch.lerp(entropy.new_tensor(self.entropies), entropy, n / count)
+            mean = torch.lerp(self.means, mean, n / count)
+        return self._replace(since=0.0, count=count, entropies=tuple(entropy.tolist()), means=mean)
+
+    def by_way(self, ways: Iterable[str]) -> dict[str, Answers]:
+        """The answers under each of the policy's ways; empty before the first look."""
+        if self.means is None:
+            return {}
+        whole = torch.special.entr(self.means).sum(1).tolist()
+        return {way: Answers(h, t - h) for way, h, t in zip(ways, self.entropies, whole, strict=True)}

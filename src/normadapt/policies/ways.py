@@ -1,0 +1,79 @@
+"""The ways in which `Track` may normalize a batch, and which of them the model's own answers speak for.
+
+Whether what the instances of a stream differ by is their domain or what they show, and whether a shift found by the
+layers is one that matters to the model, no layer can tell alone. Where normalizing takes away what the classes differ
+by, the model becomes unsure of instances that it knew.
+"""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+from normadapt.doubts import Answers, Doubts
+from normadapt.policies.base import Source, standardize, unstandardize
+from normadapt.shapes import LocationScale, PerInstance
+from normadapt.statistics import Evidence
+
+FOLLOWED, TOGETHER, OWN, SOURCE = "followed", "together", "own", "source"
+WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, OWN: "", SOURCE: ""})
+"""The window's statistics, with those of single instances where a stream is mixed; the window's for every instance;
+each instance's own; the source's."""
+
+_BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, OWN: 0.02, SOURCE: 0.45}  # what each must be better by
+_PREFERRED = 0.35  # instances' own may be worse by so much
+_TOLD_WEIGHS = 5.0
+_LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
+_PRIOR = 6.0  # instances that "no difference" is worth
+_OWN_WEIGHT = 0.7
+
+
+def choose_way(doubts: Doubts) -> str:
+    r"""The way whose answers are the surest and tell most.
+
+    They are compared by
+
+    $$ -\log(H + 0.05) + 5 \log(I + 0.2), \qquad H = E\,h(p), \quad I = h(E\,p) - H $$
+
+    with h the entropy of class probabilities p over the instances that were passed through in every way. A model that
+    sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
+    window's statistics is shrunk as if six more instances had shown none. The source's must be better by 0.45, and
+    instances' own, where they tell anything, may be worse by 0.35: neither runs of a class nor mixed domains harm
+    them.
+
+    References:
+        I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
+    """
+    known = doubts.by_way(WAYS)
+    if not known:
+        return FOLLOWED
+    balances = {way: _balance(answers) for way, answers in known.items()}
+    if known[OWN].told > _LEAST_TOLD:
+        balances[OWN] += _PREFERRED
+    share = doubts.count / (doubts.count + _PRIOR)
+    gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in WAYS}
+    return max(gains, key=gains.__getitem__)
+
+
+def _balance(answers: Answers) -> float:
+    return _TOLD_WEIGHS * math.log(max(answers.told, 0.0) + _LEAST_TOLD) - math.log(answers.entropy + _LEAST_ENTROPY)
+
+
+def own_statistics(
+    evidence: Evidence, use: LocationScale, source: Source, max_weight: float
+) -> tuple[PerInstance, PerInstance]:
+    """Mean and variance (n, C) of each instance, 0.7 its own and for the rest those in use.
+
+    Args:
+        evidence: The batch.
+        use: The statistics in use (2, C), as differences from the source in output units.
+        source: The site's source.
+        max_weight: The most that an instance's own may weigh.
+    """
+    weight, units = min(_OWN_WEIGHT, max_weight), source.aligned or source.units
+    locations, ratios = standardize(evidence.instances.values, units).unbind()
+    rest = locations - use[0]
+    own = rest * weight
+    rest -= own
+    half = ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
+    return unstandardize(use[0] + own, use[1] + (half - use[1]) * weight, source, units)

@@ -1,0 +1,267 @@
+"""The ways of `Track`: what a stream keeps of the answers under each, which one they speak for, and what a look costs."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import normadapt as na
+from models import same
+from normadapt.demo import mnist_digits, normalized, usps_net
+from normadapt.doubts import Doubts
+from normadapt.policies.base import Source, units_about
+from normadapt.policies.ways import FOLLOWED, OWN, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
+from normadapt.statistics import gather_evidence
+
+STREAM = "default"
+
+
+def entropy(p):
+    return -sum(x * math.log(x) for x in p if x > 0)
+
+
+def test_entropies_and_means_by_hand():
+    first = [torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[1.0, 0.0], [0.8, 0.2]])]
+    second = [torch.tensor([[0.3, 0.7]]), torch.tensor([[0.6, 0.4]])]
+    after = Doubts().compared(first).compared(second)
+    old = 2 * math.exp(-1 / 32)
+    assert after.count == pytest.approx(old + 1)
+    for way, (a, b) in enumerate(zip(first, second, strict=True)):
+        before = (entropy(a[0].tolist()) + entropy(a[1].tolist())) / 2
+        now = (old * before + entropy(b[0].tolist())) / (old + 1)
+        assert after.entropies[way] == pytest.approx(now, rel=1e-6)
+        mean = (old * a.double().mean(0) + b[0].double()) / (old + 1)
+        assert after.means[way].tolist() == pytest.approx(mean.tolist(), rel=1e-6)
+        told = after.by_way(("x", "y"))["xy"[way]]
+        assert told.told == pytest.approx(entropy(mean.tolist()) - now, rel=1e-5)
+
+
+def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
+    nothing, broken = torch.full((4, 2), 0.5), torch.full((4, 2), math.nan)
+    once = Doubts().compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
+    for answers in ([nothing, nothing], [broken, nothing], [torch.tensor([[0.9, 0.1]] * 4), broken]):
+        after = once.compared(answers)
+        assert after.entropies == once.entropies and after.count == pytest.approx(math.exp(-4 / 32))
+    assert once.compared([nothing, torch.tensor([[0.9, 0.1]] * 4)]).count == pytest.approx(4 + math.exp(-4 / 32))
+
+
+def test_answers_that_cannot_be_compared_change_nothing():
+    once = Doubts(since=3.0).compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
+    assert once.compared([torch.ones(3, 2) / 2, torch.ones(2, 2) / 2]) == once._replace(since=0.0)
+    other = once.compared([torch.tensor([[0.7, 0.2, 0.1]])] * 2)  # another number of classes: what was known is void
+    assert other.count == 1 and other.means.shape == (2, 3)
+
+
+def test_looks_become_rare_and_a_jump_brings_them_back():
+    doubts, looks = Doubts(), []
+    for batch in range(1, 4097):
+        doubts = doubts.passed("x", jumped=False)
+        if doubts.due:
+            looks.append(batch)
+            doubts = doubts._replace(since=0.0)
+    gaps = [b - a for a, b in zip(looks, looks[1:], strict=False)]
+    assert looks[:16] == list(range(1, 17))
+    assert gaps == sorted(gaps) and gaps[-1] == 64
+    doubts = doubts._replace(since=0.0).passed("x", jumped=True)
+    assert doubts.age == 129 and not doubts.due and doubts._replace(since=9.0).due
+
+
+def doubts(count=30.0, **told):
+    """Of four classes: by way the entropy of every answer, and how much of ln 4 the mean answer's entropy is."""
+    ways = []
+    for way in WAYS:
+        h, whole = told.get(way, told[FOLLOWED])
+        ways.append((h, whole))
+    means = torch.stack([spread_over(whole) for _, whole in ways])
+    return Doubts(count=count, entropies=tuple(h for h, _ in ways), means=means)
+
+
+def spread_over(whole):
+    """Four probabilities with that entropy."""
+    low, high = 0.25, 1 - 1e-12
+    for _ in range(80):
+        top = (low + high) / 2
+        p = [top, *[(1 - top) / 3] * 3]
+        low, high = (top, high) if entropy(p) > whole else (low, top)
+    return torch.tensor(p, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("told", "way"),
+    [
+        ({FOLLOWED: (0.3, 1.3), OWN: (0.3, 1.3)}, OWN),  # no worse, and nothing can go wrong with them
+        ({FOLLOWED: (0.3, 1.3), OWN: (0.6, 1.3)}, FOLLOWED),
+        ({FOLLOWED: (0.3, 1.3), OWN: (0.3, 1.0)}, FOLLOWED),  # as sure, but of the same
+        ({FOLLOWED: (0.3, 0.4), OWN: (0.3, 0.4)}, FOLLOWED),  # that tells next to nothing
+        ({FOLLOWED: (0.9, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, TOGETHER),  # single instances' ruin it
+        ({FOLLOWED: (0.32, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, FOLLOWED),
+        ({FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.2, 1.3)}, SOURCE),
+        ({FOLLOWED: (0.4, 1.3), OWN: (1.2, 1.3), SOURCE: (0.3, 1.2)}, FOLLOWED),  # hardly surer
+        ({FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.01, 0.4)}, FOLLOWED),  # sure, and always of the same
+    ],
+)
+def test_which_way_the_answers_speak_for(told, way):
+    assert choose_way(doubts(**told)) == way
+
+
+def test_without_a_look_and_from_a_few_instances():
+    assert choose_way(Doubts()) == FOLLOWED
+    told = {FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.2, 1.3)}
+    assert choose_way(doubts(count=1.0, **told)) == FOLLOWED
+
+
+def test_own_statistics_by_hand():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 5, generator=g) * 2 + 1
+    m_s, v_s = torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 3.0]).double()
+    weight = torch.ones(2).double()
+    units = units_about(m_s, v_s, m_s, v_s, 1e-5)
+    source = Source("s", m_s, v_s, 1e-5, weight, weight / 2, (2.0, 2.0), None, None, units)
+    evidence = gather_evidence(x)[0]
+    use = torch.tensor([[0.3, -0.2], [0.1, 0.4]]).double()
+    for most in (1.0, 0.25):
+        mean, variance = own_statistics(evidence, use, source, most)
+        share = min(0.7, most)
+        common = m_s + use[0] * (v_s + 1e-5).sqrt()
+        expected = common + share * (x.double().mean(2) - common)
+        assert torch.allclose(mean, expected, rtol=1e-6)
+        about = x.double().var(2, correction=0) + (x.double().mean(2) - expected).square() + 1e-5
+        half = share * about.log() / 2 + (1 - share) * ((v_s + 1e-5).log() / 2 + use[1])
+        assert torch.allclose((variance + 1e-5).log() / 2, half, rtol=1e-5)
+
+
+class Counted(nn.Module):
+    """A model that counts its calls, and fails at one of them."""
+
+    def __init__(self, model, fails_at=None):
+        super().__init__()
+        self.inner, self.calls, self.fails_at = model, 0, fails_at
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise RuntimeError("out of memory")
+        return self.inner(x)
+
+
+@cache
+def digits():
+    images, labels = mnist_digits(0)
+    return normalized(images[:600]), labels[:600]
+
+
+def adapted_to(batches, profile=None, model=None, **settings):
+    adapted = na.adapt(model or usps_net(), profile, na.Track(**settings))
+    with torch.no_grad():
+        return adapted, [adapted(batch) for batch in batches]
+
+
+def test_a_look_costs_two_passes_and_leaves_nothing_behind():
+    batches = list(digits()[0][:320].split(16))
+    counted, plain = Counted(usps_net()).eval(), Counted(usps_net()).eval()
+    first, _ = adapted_to(batches[:1], model=counted)
+    alone, _ = adapted_to(batches[:1], model=plain, compares=False)
+    assert (first.model.calls, alone.model.calls) == (3, 1)
+    assert same(dict(first.state_dict()), dict(alone.state_dict()))  # and what a paused model uses, too
+    for one, other in zip(first._streams[STREAM].records, alone._streams[STREAM].records, strict=True):
+        assert (one.count, one.status) == (other.count, other.status)
+        assert torch.equal(one.state.moments, other.state.moments) and torch.equal(one.state.use, other.state.use)
+    assert first._streams[STREAM].composition.doubts.count == 16
+
+
+def test_no_look_with_a_profile_without_probabilities_or_when_told_not_to():
+    batches = list(digits()[0][:64].split(16))
+    profile = na.profile_source(usps_net(), batches)
+    for given, settings, output in (
+        (profile, {}, lambda y: y),
+        (None, {"compares": False}, lambda y: y),
+        (None, {}, lambda y: {"scores": y}),
+    ):
+        counted = Counted(nn.Sequential()).eval()
+        counted.inner = usps_net()
+        counted.register_forward_hook(lambda _m, _x, y, output=output: output(y))
+        profile_of = given and na.profile_source(counted, batches)
+        counted.calls = 0
+        adapted, _ = adapted_to(batches, profile_of, counted, **settings)
+        assert adapted.model.calls == len(batches)
+
+
+def test_a_look_that_fails_leaves_no_trace():
+    batches = list(digits()[0][:48].split(16))
+    model = Counted(usps_net()).eval()
+    adapted, _ = adapted_to(batches[:2], model=model)
+    before, adapted.model.fails_at = adapted.snapshot(), adapted.model.calls + 2
+    with pytest.raises(RuntimeError, match="out of memory"), torch.no_grad():
+        adapted(batches[2])
+    assert same(before, adapted.snapshot())
+    buffers = {name: tensor.clone() for name, tensor in adapted.model.named_buffers()}
+    adapted.restore(before)
+    assert same(buffers, dict(adapted.model.named_buffers()))
+
+
+def test_digits_keep_to_their_own_statistics_and_a_restart_changes_nothing():
+    batches = list(digits()[0][:480].split(16))
+    adapted, _ = adapted_to(batches[:20])
+    assert adapted._streams[STREAM].composition.doubts.way == OWN
+    assert all("per instance" in site.status for site in adapted.report().sites)
+    again = na.adapt(usps_net(), None, na.Track())
+    again.restore(adapted.snapshot())
+    with torch.no_grad():
+        for batch in batches[20:]:
+            assert torch.equal(adapted(batch), again(batch))
+    assert same(adapted.snapshot(), again.snapshot())
+
+
+@pytest.mark.parametrize("spike", [1e4, 1e30, math.nan])
+def test_a_spike_does_not_decide_for_long(spike):
+    images = digits()[0]
+    batches = list(images[96:576].split(16))
+    spiked = [torch.full_like(images[:16], spike)] * 2
+    ours, theirs = adapted_to(spiked + batches)[1], adapted_to(batches)[1]
+    agree = (torch.cat(ours[-10:]).argmax(1) == torch.cat(theirs[-10:]).argmax(1)).float().mean()
+    assert float(agree) > 0.95
+
+
+class Signals(nn.Module):
+    """Tells five classes by the level of one channel, which is most of what instances differ by."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        level = self.norm(x)[:, :1].mean(2)
+        return -20 * (level - torch.linspace(-1.35, 1.35, 5)).square()
+
+
+def signals(n, seed):
+    """Series (n, 4, 20) of five classes, and their labels."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (n,), generator=g)
+    x = torch.randn(n, 4, 20, generator=g)
+    x[:, 0] = x[:, 0] * 0.3 + torch.linspace(-2, 2, 5)[labels].unsqueeze(1)
+    return x, labels
+
+
+def right(model, x, labels, n):
+    with torch.no_grad():
+        answers = torch.cat([model(batch) for batch in x.split(n)])
+    return float((answers.argmax(1) == labels).float().mean())
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_what_instances_show_is_not_taken_for_their_domain(n):
+    model = Signals()
+    x, _ = signals(2000, 0)
+    model.norm.running_mean, model.norm.running_var = x.mean((0, 2)), x.var((0, 2))
+    model.eval().requires_grad_(False)
+    x, labels = signals(400, 1)
+    gain = torch.tensor([0.5, 4.0])[torch.arange(400) % 2]
+    x[:, 1:] *= gain.view(-1, 1, 1)  # the other channels' gain differs from instance to instance
+    alone, adapted = na.adapt(model, policy=na.Track(compares=False)), na.adapt(model)
+    assert right(model, x, labels, n) > 0.95
+    assert right(alone, x, labels, n) < 0.7  # by its scales the stream is mixed, and every instance loses its level
+    assert right(adapted, x, labels, n) > 0.95
+    assert adapted._streams[STREAM].composition.doubts.way == TOGETHER
