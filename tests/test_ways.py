@@ -1,5 +1,6 @@
-"""The ways of `Track`: what a stream keeps of the answers under each, which one they speak for, and what a look costs."""
+"""The ways of `Track`: what a stream keeps of the answers in each, which one they speak for, what a look costs."""
 
+import itertools
 import math
 from functools import cache
 
@@ -43,7 +44,8 @@ def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
     once = Doubts().compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
     for answers in ([nothing, nothing], [broken, nothing], [torch.tensor([[0.9, 0.1]] * 4), broken]):
         after = once.compared(answers)
-        assert after.entropies == once.entropies and after.count == pytest.approx(math.exp(-4 / 32))
+        assert after.entropies == once.entropies
+        assert after.count == pytest.approx(math.exp(-4 / 32))
     assert once.compared([nothing, torch.tensor([[0.9, 0.1]] * 4)]).count == pytest.approx(4 + math.exp(-4 / 32))
 
 
@@ -51,7 +53,8 @@ def test_answers_that_cannot_be_compared_change_nothing():
     once = Doubts(since=3.0).compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
     assert once.compared([torch.ones(3, 2) / 2, torch.ones(2, 2) / 2]) == once._replace(since=0.0)
     other = once.compared([torch.tensor([[0.7, 0.2, 0.1]])] * 2)  # another number of classes: what was known is void
-    assert other.count == 1 and other.means.shape == (2, 3)
+    assert other.count == 1
+    assert other.means.shape == (2, 3)
 
 
 def test_looks_become_rare_and_a_jump_brings_them_back():
@@ -61,11 +64,14 @@ def test_looks_become_rare_and_a_jump_brings_them_back():
         if doubts.due:
             looks.append(batch)
             doubts = doubts._replace(since=0.0)
-    gaps = [b - a for a, b in zip(looks, looks[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(looks)]
     assert looks[:16] == list(range(1, 17))
-    assert gaps == sorted(gaps) and gaps[-1] == 64
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 64
     doubts = doubts._replace(since=0.0).passed("x", jumped=True)
-    assert doubts.age == 129 and not doubts.due and doubts._replace(since=9.0).due
+    assert doubts.age == 129
+    assert not doubts.due
+    assert doubts._replace(since=9.0).due
 
 
 def doubts(count=30.0, **told):
@@ -167,7 +173,8 @@ def test_a_look_costs_two_passes_and_leaves_nothing_behind():
     assert same(dict(first.state_dict()), dict(alone.state_dict()))  # and what a paused model uses, too
     for one, other in zip(first._streams[STREAM].records, alone._streams[STREAM].records, strict=True):
         assert (one.count, one.status) == (other.count, other.status)
-        assert torch.equal(one.state.moments, other.state.moments) and torch.equal(one.state.use, other.state.use)
+        assert torch.equal(one.state.moments, other.state.moments)
+        assert torch.equal(one.state.use, other.state.use)
     assert first._streams[STREAM].composition.doubts.count == 16
 
 
