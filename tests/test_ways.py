@@ -272,3 +272,31 @@ def test_what_instances_show_is_not_taken_for_their_domain(n):
     assert right(alone, x, labels, n) < 0.7  # by its scales the stream is mixed, and every instance loses its level
     assert right(adapted, x, labels, n) > 0.95
     assert adapted._streams[STREAM].composition.doubts.way == TOGETHER
+
+
+def test_another_policy_takes_over_the_statistics_at_once():
+    batches = list(digits()[0][:64].split(16))
+    adapted, _ = adapted_to(batches)
+    stream = adapted._streams[STREAM]
+    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 1.2, 0.1), means=torch.eye(4, 10).double() * 0 + 0.1)
+    adapted._streams[STREAM] = stream._replace(composition=stream.composition._replace(doubts=kept))
+    with torch.no_grad():
+        adapted(batches[0])
+    assert {site.status for site in adapted.report().sites} <= {"source: surer", "new window"}
+    assert same(dict(adapted.state_dict()), dict(usps_net().state_dict()))
+    adapted.policy = na.Track(compares=False)
+    with torch.no_grad():
+        adapted(batches[1])
+    use = [record.state.use for record in adapted._streams[STREAM].records]
+    for site, source, shift in zip(adapted.sites, adapted.sources, use, strict=True):
+        deviation = (source.variance + source.eps).sqrt()
+        written = site.buffers()[0].double()
+        assert torch.allclose(written, source.mean + shift[0] * deviation, atol=1e-4)
+        assert not torch.allclose(written, source.mean, atol=1e-4)
+
+
+def test_a_model_without_probabilities_computes_its_weights_as_seldom_as_ever():
+    counted = Counted(usps_net()).eval()
+    counted.register_forward_hook(lambda _m, _x, y: {"scores": y})
+    adapted, _ = adapted_to([digits()[0][:16]] * 30, model=counted)
+    assert adapted._streams[STREAM].records[0].state.pending > 0

@@ -193,11 +193,11 @@ class AdaptedModel(nn.Module):
                     running.repeat()
             output = self.model(*args, **kwargs)
             composition = stream.composition
+            doubts = composition.doubts.passed(way, jumped=running.jumped)
             with outside_autograd():
                 needed = getattr(self.policy, "needs_predictions", False)
                 probabilities = class_probabilities(output, self._predictions, needed=needed)
                 if probabilities is not None:
-                    doubts = composition.doubts.passed(way, jumped=running.jumped)
                     if len(ways) > 1 and doubts.due:
 
                         def again() -> Tensor | None:
@@ -206,7 +206,8 @@ class AdaptedModel(nn.Module):
                         doubts = doubts.compared(in_all_ways(again, ways, self._hooks, stream, running, probabilities))
                     if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
                         probabilities = probabilities[~running.bad]
-                    composition = composition.update(probabilities)._replace(doubts=doubts)
+                    composition = composition.update(probabilities)
+                composition = composition._replace(doubts=doubts)
         except BaseException:
             self._install(stream)
             raise
@@ -214,7 +215,7 @@ class AdaptedModel(nn.Module):
             for hook in self._hooks:
                 hook.current = None
         self._streams[name] = Stream(running.records, composition)
-        if len(ways) > 1 and composition.doubts.since == 0:  # another way's statistics are still in the layers
+        if len(ways) > 1 and doubts.since == 0:  # another way's statistics are still in the layers
             self._install(self._streams[name])
         if running.moments is not None:
             seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)

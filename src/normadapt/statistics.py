@@ -58,7 +58,7 @@ class Composition(NamedTuple):
         reference: Class frequencies of the source (K,); None stands for uniform.
         chance: Probability that two independent source instances share their class, sum_k pi_k^2.
         correlation: How much more often two instances of a batch share their predicted class, in [0, 1].
-        doubts: How unsure the model is under each of the policy's ways.
+        doubts: How the model answers under each of the policy's ways.
     """
 
     last: PerClass | None = None

@@ -97,7 +97,7 @@ class Pass:
             self.moments[hook.index] = evidence.instances
         if self._needs_input:
             evidence = evidence._replace(input=x if kept is None else x[kept])
-        if not first or self.way:
+        if not first or self.way or self._turned:
             evidence = evidence._replace(pass_index=self.index, way=self.way, turned=self._turned)
         result = self.policy.step(before.state, evidence, hook.source)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):

@@ -7,6 +7,7 @@ from typing import Any
 
 from normadapt.policies import Policy, Track
 from normadapt.policies.belief import Belief
+from normadapt.policies.ways import OWN, TOGETHER
 
 _NEVER = 1e-300
 _ALWAYS = 1 - 1e-9
@@ -44,6 +45,11 @@ class NoBelief(Track):
 @dataclass(frozen=True)
 class NoInstances(Track):
     """All instances of a batch share their statistics."""
+
+    def choose(self, doubts: Any) -> str:
+        """Another way where that would be instances' own statistics."""
+        way = super().choose(doubts)
+        return TOGETHER if way == OWN else way
 
     def _split(self, scatter: Any, *others: Any) -> tuple[Any, None]:
         return scatter, None
