@@ -193,10 +193,11 @@ class AdaptedModel(nn.Module):
                     running.repeat()
             output = self.model(*args, **kwargs)
             composition = stream.composition
-            doubts = composition.doubts.passed(way, jumped=running.jumped)
             with outside_autograd():
                 needed = getattr(self.policy, "needs_predictions", False)
                 probabilities = class_probabilities(output, self._predictions, needed=needed)
+                answered = 0 if probabilities is None else len(probabilities)
+                doubts = composition.doubts.passed(way, answered, jumped=running.jumped)
                 if probabilities is not None:
                     if len(ways) > 1 and doubts.due:
 

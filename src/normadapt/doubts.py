@@ -40,6 +40,7 @@ class Doubts(NamedTuple):
         way: The one in use; "" before the first batch.
         age: Batches so far; fewer after a jump.
         since: Batches since the last look.
+        met: Instances since the last jump.
         count: Instances compared; older ones fade.
         entropies: Mean entropy under each way, in the order of the policy's ways; empty before the first look.
         means: Mean class probabilities (ways, K); None before the first look.
@@ -48,14 +49,15 @@ class Doubts(NamedTuple):
     way: str = ""
     age: float = 0.0
     since: float = 0.0
+    met: float = 0.0
     count: float = 0.0  # type: ignore[assignment]  # hides tuple.count
     entropies: tuple[float, ...] = ()
     means: Tensor | None = None
 
-    def passed(self, way: str, *, jumped: bool) -> Doubts:
-        """The same after a batch that was answered in `way`."""
-        age = min(self.age, float(_AFTER_A_JUMP)) if jumped else self.age
-        return self._replace(way=way, age=age + 1, since=self.since + 1)
+    def passed(self, way: str, n: int, *, jumped: bool) -> Doubts:
+        """The same after a batch of n that was answered in `way`."""
+        age, met = (min(self.age, float(_AFTER_A_JUMP)), 0.0) if jumped else (self.age, self.met)
+        return self._replace(way=way, age=age + 1, since=self.since + 1, met=met + n)
 
     @property
     def due(self) -> bool:

@@ -21,7 +21,7 @@ WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, OWN: "", SOURCE: ""})
 each instance's own; the source's."""
 
 _BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, OWN: 0.02, SOURCE: 0.45}  # what each must be better by
-_PREFERRED = 0.35  # instances' own may be worse by so much
+_PREFERRED, _AT_HOME = 0.5, 128.0  # instances' own may be worse by so much; instances in a window that halve it
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
 _PRIOR = 6.0  # instances that "no difference" is worth
@@ -37,9 +37,9 @@ def choose_way(doubts: Doubts) -> str:
 
     with h the entropy of class probabilities p over the instances that were passed through in every way. A model that
     sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
-    window's statistics is shrunk as if six more instances had shown none. The source's must be better by 0.45, and
-    instances' own, where they tell anything, may be worse by 0.35: neither runs of a class nor mixed domains harm
-    them.
+    window's statistics is shrunk as if six more instances had shown none. The source's must be better by 0.45.
+    Instances' own, where they tell anything, may be worse by 0.5 at first, by half of that after 128 instances without
+    a jump: neither runs of a class nor mixed domains harm them, while a window has yet to meet both.
 
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
@@ -49,7 +49,7 @@ def choose_way(doubts: Doubts) -> str:
         return FOLLOWED
     balances = {way: _balance(answers) for way, answers in known.items()}
     if known[OWN].told > _LEAST_TOLD:
-        balances[OWN] += _PREFERRED
+        balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in WAYS}
     return max(gains, key=gains.__getitem__)
