@@ -37,9 +37,10 @@ def choose_way(doubts: Doubts) -> str:
 
     with h the entropy of class probabilities p over the instances that were passed through in every way. A model that
     sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
-    window's statistics is shrunk as if six more instances had shown none. The source's must be better by 0.45.
-    Instances' own, where they tell anything, may be worse by 0.5 at first, by half of that after 128 instances without
-    a jump: neither runs of a class nor mixed domains harm them, while a window has yet to meet both.
+    window's statistics is shrunk as if six more instances had shown none, and a way whose answers tell next to nothing
+    (I up to 0.2) is not taken. The source's must be better by 0.45. Instances' own may be worse by 0.5 at first, by
+    half of that after 128 instances without a jump: neither runs of a class nor mixed domains harm them, while a window
+    has yet to meet both.
 
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
@@ -48,11 +49,10 @@ def choose_way(doubts: Doubts) -> str:
     if not known:
         return FOLLOWED
     balances = {way: _balance(answers) for way, answers in known.items()}
-    if known[OWN].told > _LEAST_TOLD:
-        balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
+    balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in WAYS}
-    return max(gains, key=gains.__getitem__)
+    return max((way for way in WAYS if way == FOLLOWED or known[way].told > _LEAST_TOLD), key=gains.__getitem__)
 
 
 def _balance(answers: Answers) -> float:
