@@ -39,6 +39,8 @@ def test_every_step_goes_as_expected(result):
 
 
 def test_the_store_tells_the_same_story(result, folder):
+    # An operator goes back after every fault that lasted and that no guard saw.
+    unseen = [step for step in result.steps if step.facts.get("caught") is False and step.name != "fault: nan"]
     with Store(folder, create=False) as store:
         assert store.verify().ok
         events = store.history()
@@ -54,7 +56,9 @@ def test_the_store_tells_the_same_story(result, folder):
     ]
     assert [move[0] for move in moves if move[2] == "tripped"][-1] in ("rolled_back", "canary")  # it goes on
     assert ("rolled_back", "canary", "cooled down") in moves
-    assert [e.facts["by"] for e in events if e.kind == "rollback" and e.facts["by"] == "the drill"] == ["the drill"]
+    assert [e.facts["by"] for e in events if e.kind == "rollback" and e.facts["by"] == "the drill"] == [
+        "the drill"
+    ] * len(unseen)
 
 
 def test_faults_that_nobody_sees_are_told_as_gaps(result):

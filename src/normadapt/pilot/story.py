@@ -23,8 +23,8 @@ class Expectation:
     """What is expected of a fault.
 
     Args:
-        by: "guards" that need no label; "labels" at the latest; "nobody": what no guard can see; "neither": the source
-            cannot answer it either, so that going back would not help.
+        by: "guards" that need no label; "labels" at the latest, if it does harm; "nobody": what no guard can see;
+            "neither": the source cannot answer it either, so that going back would not help.
         within: Items until then; for "nobody" and "neither" how long it lasts.
         why: For people, where nothing trips.
     """
@@ -49,7 +49,7 @@ EXPECTED: dict[str, Expectation] = {
 
 _FINDERS = {
     "guards": "a guard trips",
-    "labels": "a guard trips, late labels at the latest,",
+    "labels": "a guard trips, late labels at the latest, or there is no harm",
     "nobody": "by chance, if at all,",
 }
 
@@ -146,12 +146,13 @@ class Story(Rehearsal):
         if self.pilot.stage is not Stage.ROLLED_BACK:
             seen = "no guard trips" if wanted.by == "nobody" else f"{_FINDERS[wanted.by]} within {wanted.within:,}"
             why = f": {wanted.why}" if wanted.why else ""
+            harmless = wanted.by == "labels" and tally.gain > -_ENOUGH
             self.add(
                 f"fault: {name}",
                 f"{seen}{why}",
                 f"none in {items:,} images" + (f"; {tally}" if tally.images else ""),
-                ok=wanted.by == "nobody",
-                gap=True,
+                ok=wanted.by == "nobody" or harmless,
+                gap=not harmless,
                 caught=False,
                 images=items,
             )
