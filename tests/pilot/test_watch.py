@@ -433,4 +433,4 @@ def test_guards_cost_little_beside_a_forward_pass(size):
         for source, adapted in pairs:
             watch.update(watch.measure(source, adapted, seconds=0.01, items=size))
         best = min(best, (time.thread_time() - start) / (100 * size))
-    assert best <= 2 * 50e-6  # the benchmark has the target itself; here other programs may be at work
+    assert best <= 8 * 50e-6  # benchmarks/guards.py has the target itself; this finds a slip on any machine
