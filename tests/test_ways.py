@@ -187,18 +187,16 @@ def test_a_look_costs_two_passes_and_leaves_nothing_behind():
 
 def test_no_look_with_a_profile_without_probabilities_or_when_told_not_to():
     batches = list(digits()[0][:64].split(16))
-    profile = na.profile_source(usps_net(), batches)
-    for given, settings, output in (
-        (profile, {}, lambda y: y),
-        (None, {"compares": False}, lambda y: y),
-        (None, {}, lambda y: {"scores": y}),
+    for profiled, settings, output in (
+        (True, {}, lambda y: y),
+        (False, {"compares": False}, lambda y: y),
+        (False, {}, lambda y: {"scores": y}),
     ):
-        counted = Counted(nn.Sequential()).eval()
-        counted.inner = usps_net()
+        counted = Counted(usps_net()).eval()
         counted.register_forward_hook(lambda _m, _x, y, output=output: output(y))
-        profile_of = given and na.profile_source(counted, batches)
+        profile = na.profile_source(counted, batches) if profiled else None
         counted.calls = 0
-        adapted, _ = adapted_to(batches, profile_of, counted, **settings)
+        adapted, _ = adapted_to(batches, profile, counted, **settings)
         assert adapted.model.calls == len(batches)
 
 
@@ -288,7 +286,7 @@ def test_another_policy_takes_over_the_statistics_at_once():
     batches = list(digits()[0][:64].split(16))
     adapted, _ = adapted_to(batches)
     stream = adapted._streams[STREAM]
-    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 1.2, 0.1), means=torch.eye(4, 10).double() * 0 + 0.1)
+    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 1.2, 0.1), means=torch.full((4, 10), 0.1).double())
     adapted._streams[STREAM] = stream._replace(composition=stream.composition._replace(doubts=kept))
     with torch.no_grad():
         adapted(batches[0])

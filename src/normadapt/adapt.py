@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normadapt import reporting
 from normadapt.batches import check_model
 from normadapt.errors import SnapshotError, UnsupportedLayerError
-from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
+from normadapt.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.observation import Observation, Observer, Observers, Seen
 from normadapt.policies import Policy, Track
 from normadapt.policies.base import Source
@@ -74,6 +74,7 @@ class AdaptedModel(nn.Module):
         self._predictions = predictions
         self._class_frequencies = class_frequencies
         self._hooks = hooks
+        self._profiled = are_profiled(hooks)
         self._modules_in_eval = list(model.modules())
         self._adapting = True
         self._streams: dict[str, Stream] = {}
@@ -227,7 +228,7 @@ class AdaptedModel(nn.Module):
     def _ways(self) -> Mapping[str, str]:
         if not hasattr(self.policy, "ways"):
             return {}
-        return self.policy.ways(profiled=any(hook.source.spread is not None for hook in self._hooks))
+        return self.policy.ways(profiled=self._profiled)
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:

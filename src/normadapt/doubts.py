@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normadapt.predictions import SAYS_NOTHING
+from normadapt.predictions import entropy, prefer_something
 
 _EACH = 16  # batches at first, each of which is passed through in every way
 _SELDOM = 64  # batches from one look to the next in the long run; until then a sixteenth of those that have passed
@@ -73,22 +73,21 @@ class Doubts(NamedTuple):
         if len({answer.shape for answer in answers}) > 1:
             return self._replace(since=0.0)
         probabilities = torch.stack([answer.double().clamp_min(0.0) for answer in answers])
-        entropies = torch.special.entr(probabilities).sum(2)
-        most = SAYS_NOTHING * math.log(probabilities.shape[2])
-        counts = entropies.isfinite().all(0) & (entropies.amin(0) <= most)
+        entropies = entropy(probabilities)
+        counts = entropies.isfinite().all(0) & prefer_something(entropies.amin(0), probabilities.shape[2])
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
             return self._replace(since=0.0, count=faded)
-        entropy, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
+        unsure, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
         if self.means is not None and self.means.shape == mean.shape:
             count += faded
-            entropy = torch.lerp(entropy.new_tensor(self.entropies), entropy, n / count)
+            unsure = torch.lerp(unsure.new_tensor(self.entropies), unsure, n / count)
             mean = torch.lerp(self.means, mean, n / count)
-        return self._replace(since=0.0, count=count, entropies=tuple(entropy.tolist()), means=mean)
+        return self._replace(since=0.0, count=count, entropies=tuple(unsure.tolist()), means=mean)
 
     def by_way(self, ways: Iterable[str]) -> dict[str, Answers]:
         """The answers under each of the policy's ways; empty before the first look."""
         if self.means is None:
             return {}
-        whole = torch.special.entr(self.means).sum(1).tolist()
+        whole = entropy(self.means).tolist()
         return {way: Answers(h, t - h) for way, h, t in zip(ways, self.entropies, whole, strict=True)}

@@ -139,6 +139,11 @@ def _make_hook(index: int, site: Site, count: int, profile: SourceProfile | None
     return SiteHook(index, site, source, (mean, variance))
 
 
+def are_profiled(hooks: list[SiteHook]) -> bool:
+    """Whether a profile says what the sources scatter."""
+    return any(hook.source.spread is not None for hook in hooks)
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """An ordinary module with the statistics that the hooked `model` has now; parameters stay shared."""
     plain = shared_copy(model)

@@ -14,8 +14,7 @@ from normadapt.errors import PredictionsError
 Predictions: TypeAlias = Callable[[Any], Tensor]
 """Maps a model's output to class probabilities (n, K)."""
 
-SAYS_NOTHING = 0.98
-"""Of the largest entropy: class probabilities above it prefer nothing."""
+_SAYS_NOTHING = 0.98  # of the largest entropy
 
 
 def class_probabilities(output: Any, predictions: Predictions | None, *, needed: bool = False) -> Tensor | None:
@@ -68,6 +67,17 @@ def _described(output: Any) -> str:
     return f"a {type(output).__name__}"
 
 
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of class probabilities (..., K), in nats (...,)."""
+    nats: Tensor = torch.special.entr(probabilities.clamp_min(0.0)).sum(-1)
+    return nats
+
+
+def prefer_something(entropies: Tensor, classes: int) -> Tensor:
+    """Whether class probabilities of such entropies (...,) prefer a class: at most 0.98 of the largest entropy."""
+    return entropies <= _SAYS_NOTHING * math.log(classes)
+
+
 def argmax_frequencies(probabilities: Tensor) -> tuple[Tensor, int]:
     """How often each class (K,) is the most probable one, float64, and among how many rows (n, K).
 
@@ -75,7 +85,6 @@ def argmax_frequencies(probabilities: Tensor) -> tuple[Tensor, int]:
     scores that are no logits, such as hundreds of sigmoids.
     """
     rows = probabilities[probabilities.isfinite().all(1)]
-    entropy = torch.special.entr(rows.clamp_min(0.0)).sum(1)
-    labels = rows[entropy <= SAYS_NOTHING * math.log(probabilities.shape[1])].argmax(1)
+    labels = rows[prefer_something(entropy(rows), probabilities.shape[1])].argmax(1)
     counts = torch.bincount(labels, minlength=probabilities.shape[1]).double()
     return counts / max(labels.numel(), 1), labels.numel()

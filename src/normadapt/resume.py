@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from normadapt.errors import SnapshotError
-from normadapt.hooks import SiteHook
+from normadapt.hooks import SiteHook, are_profiled
 from normadapt.policies.base import Diagnostics
 from normadapt.sites import Fingerprint
 from normadapt.snapshots import flatten, rebuild, text
@@ -19,10 +19,6 @@ from normadapt.streams import Record, Stream, initial_state
 _NO_DIAGNOSTICS = Diagnostics(0.0, (0.0, 0.0), (0.0, 0.0), ((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), "")
 
 
-def _profiled(hooks: list[SiteHook]) -> bool:
-    return any(hook.source.spread is not None for hook in hooks)
-
-
 def take_snapshot(
     identity: Fingerprint, policy: Any, hooks: list[SiteHook], streams: Mapping[str, Stream]
 ) -> dict[str, Tensor]:
@@ -30,7 +26,7 @@ def take_snapshot(
     flat = flatten(identity.digest, "model")
     flat.update(flatten(identity.model_name, "model_name"))
     flat.update(flatten(type(policy).__name__, "policy"))
-    flat.update(flatten(_profiled(hooks), "profiled"))
+    flat.update(flatten(are_profiled(hooks), "profiled"))
     flat.update(flatten(len(streams), "streams"))
     for index, (name, stream) in enumerate(streams.items()):
         flat.update(flatten(name, f"stream|{index}|name"))
@@ -56,8 +52,8 @@ def read_snapshot(
         raise SnapshotError(f"the snapshot was taken of {other}, this model was made from {identity}")
     if kind != type(policy).__name__:
         raise SnapshotError(f"the snapshot was taken under {kind}, this model runs {type(policy).__name__}")
-    if rebuild(state, "profiled", None) != _profiled(hooks):
-        words = ("without", "with") if _profiled(hooks) else ("with", "without")
+    if rebuild(state, "profiled", None) != are_profiled(hooks):
+        words = ("without", "with") if are_profiled(hooks) else ("with", "without")
         raise SnapshotError(f"the snapshot was taken {words[0]} a source profile, this model runs {words[1]} one")
     streams: dict[str, Stream] = {}
     keys = sorted(state)  # rebuild looks through all keys that it is given: show it one site's at a time

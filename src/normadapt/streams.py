@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normadapt.hooks import Buffers, SiteHook
-from normadapt.policies.base import NEW_WINDOW, Diagnostics, Source, State, Statistics
+from normadapt.policies.base import Diagnostics, Source, State, Statistics
 from normadapt.statistics import Composition, InstanceMoments, gather_evidence
 
 
@@ -114,8 +114,7 @@ class Pass:
             self.records[hook.index] = before._replace(count=count, excluded=lost, status=status)
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
-        if statistics.diagnostics is not None and statistics.diagnostics.status == NEW_WINDOW:
-            self.jumped = True
+        self.jumped = self.jumped or statistics.jumped
         instances = None
         if statistics.instances is not None:
             self.split = True

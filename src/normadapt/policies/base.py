@@ -20,10 +20,6 @@ State: TypeAlias = Any
 """A policy's memory of one site: a NamedTuple or dict whose values are tensors and floats; () for none."""
 
 
-NEW_WINDOW = "new window"
-"""`Diagnostics.status` of a batch at which evidence was gathered anew."""
-
-
 class Units(NamedTuple):
     """How statistics are brought to units of a layer's output about a point of reference, and back.
 
@@ -113,6 +109,7 @@ class Statistics(NamedTuple):
             normalized one by one; `mean` and `variance` then remain what a paused model uses.
         diagnostics: For the report, kept until the next; without any the report shows the shift of what is in use.
         carry: Handed to the next site of the same forward pass as `evidence.upstream`.
+        jumped: Whether evidence is gathered anew from this batch on.
     """
 
     mean: PerChannel | None
@@ -120,6 +117,7 @@ class Statistics(NamedTuple):
     instances: tuple[PerInstance, PerInstance] | None = None
     diagnostics: Diagnostics | None = None
     carry: Any = None
+    jumped: bool = False
 
 
 class Policy:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from normadapt.doubts import Doubts
 from normadapt.policies.base import (
-    NEW_WINDOW,
     Diagnostics,
     Policy,
     Source,
@@ -43,6 +42,7 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
 # counts much sooner.
 _GUESSED_SIGNIFICANCE = 0.25
+_NEW_WINDOW = "new window"
 _SURER = "source: surer"  # status where the model answers better with the source's statistics
 _KEPT = 48  # instances of earlier batches whose projections are kept
 
@@ -223,11 +223,11 @@ class Track(Policy):
             own = None
         if evidence.way == SOURCE and diagnostics is not None:
             mean, variance = source.mean, source.variance
-            status = NEW_WINDOW if jumped else _SURER
+            status = _NEW_WINDOW if jumped else _SURER
             diagnostics = diagnostics._replace(weight=(0.0, 0.0), noise=None, status=status)
         # The sites behind this one need not find it out themselves.
         carry = Found(scatter.mixed or before.mixed, apart, after.odds)
-        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry)
+        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry, jumped)
 
     def _jumped(
         self, state: TrackState, here: LocationScale, evidence: Evidence, spread: Spread, source: Source
@@ -303,7 +303,7 @@ class Track(Policy):
                 use = weights * shift
             m_use, v_use = unstandardize(use[0], use[1], source, units)
 
-        status = NEW_WINDOW if jumped else "tracking" if any(prior) else "source"
+        status = _NEW_WINDOW if jumped else "tracking" if any(prior) else "source"
         expected = cumulants[0][0]
         worth = min(spread.instance[0][0] / expected, state.count) if expected > 0 else state.count
         seen = project(evidence, shift, squared, weight, units)
