@@ -1,5 +1,6 @@
 """The ways of `Track`: what a stream keeps of the answers in each, which one they speak for, what a look costs."""
 
+import dataclasses
 import itertools
 import math
 from functools import cache
@@ -60,7 +61,7 @@ def test_answers_that_cannot_be_compared_change_nothing():
 def test_looks_become_rare_and_a_jump_brings_them_back():
     doubts, looks = Doubts(), []
     for batch in range(1, 4097):
-        doubts = doubts.passed("x", 2, jumped=False)
+        doubts = doubts.passed(2, jumped=False)
         if doubts.due:
             looks.append(batch)
             doubts = doubts._replace(since=0.0)
@@ -68,7 +69,7 @@ def test_looks_become_rare_and_a_jump_brings_them_back():
     assert looks[:16] == list(range(1, 17))
     assert gaps == sorted(gaps)
     assert gaps[-1] == 64
-    doubts = doubts._replace(since=0.0).passed("x", 2, jumped=True)
+    doubts = doubts._replace(since=0.0).passed(2, jumped=True)
     assert (doubts.age, doubts.met) == (129, 2)
     assert not doubts.due
     assert doubts._replace(since=9.0).due
@@ -171,18 +172,47 @@ def adapted_to(batches, profile=None, model=None, **settings):
         return adapted, [adapted(batch) for batch in batches]
 
 
-def test_a_look_costs_two_passes_and_leaves_nothing_behind():
-    batches = list(digits()[0][:320].split(16))
-    counted, plain = Counted(usps_net()).eval(), Counted(usps_net()).eval()
-    first, _ = adapted_to(batches[:1], model=counted)
-    alone, _ = adapted_to(batches[:1], model=plain, compares=False)
-    assert (first.model.calls, alone.model.calls) == (3, 1)
-    assert same(dict(first.state_dict()), dict(alone.state_dict()))  # and what a paused model uses, too
-    for one, other in zip(first._streams[STREAM].records, alone._streams[STREAM].records, strict=True):
-        assert (one.count, one.status) == (other.count, other.status)
+@dataclasses.dataclass(frozen=True)
+class Forced(na.Track):
+    """`Track` in one of its ways, whatever the model answers."""
+
+    way: str = FOLLOWED
+
+    def ways(self, *, profiled):
+        return {self.way: ""}
+
+    def choose(self, doubts):
+        return self.way
+
+
+def test_a_look_costs_two_passes_and_only_the_one_that_answered_is_remembered():
+    batch = digits()[0][:16]
+    counted = Counted(usps_net()).eval()
+    adapted, (answer,) = adapted_to([batch], model=counted)
+    assert adapted.model.calls == 3
+    doubts = adapted._streams[STREAM].composition.doubts
+    assert (doubts.count, doubts.way) == (16, OWN)
+    forced = na.adapt(Counted(usps_net()).eval(), policy=Forced(way=OWN))
+    with torch.no_grad():
+        assert torch.equal(forced(batch), answer)  # this very batch is answered by what it has told
+    assert same(dict(adapted.state_dict()), dict(forced.state_dict()))  # and what a paused model uses, too
+    for one, other in zip(adapted._streams[STREAM].records, forced._streams[STREAM].records, strict=True):
+        assert (one.count, one.status) == (other.count, other.status) == (16, "tracking, per instance")
         assert torch.equal(one.state.moments, other.state.moments)
         assert torch.equal(one.state.use, other.state.use)
-    assert first._streams[STREAM].composition.doubts.count == 16
+
+
+def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
+    batch = digits()[0][:16]
+    adapted, seen = na.adapt(usps_net().requires_grad_(True)), []
+    with adapted.observe(lambda _, shown: seen.append(shown)):
+        output = adapted(batch)
+    assert adapted._streams[STREAM].composition.doubts.way == OWN
+    output.sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters())
+    assert seen[0].output is output
+    assert seen[0].records is adapted._streams[STREAM].records
+    assert all(moments.values.shape[1] == 16 for moments in seen[0].moments)
 
 
 def test_no_look_with_a_profile_without_probabilities_or_when_told_not_to():

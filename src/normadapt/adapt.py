@@ -26,7 +26,7 @@ from normadapt.settings import DEFAULT_STREAM, current, use
 from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
-from normadapt.streams import Pass, Stream, in_all_ways, new_stream
+from normadapt.streams import Answer, Pass, Stream, in_all_ways, new_stream
 
 
 class Held(NamedTuple):
@@ -178,13 +178,44 @@ class AdaptedModel(nn.Module):
             self._install(stream)
 
     def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
-        known = stream.composition if stream.composition.last is not None else None
         watched = bool(self._observers)
         started = time.perf_counter() if watched else 0.0
-        ways = self._ways()
-        way = self.policy.choose(stream.composition.doubts) if ways else ""
-        running = Pass(self.policy, stream, known, watched=watched, way=way)
-        probabilities: Tensor | None = None
+
+        def answer(way: str) -> Answer:
+            return self._answer_once(Pass(self.policy, stream, watched=watched, way=way), args, kwargs)
+
+        try:
+            ways = self._ways()
+            before = stream.composition.doubts
+            answered = answer(self.policy.choose(before) if ways else "")
+            told = answered.probabilities
+            doubts = before.passed(0 if told is None else len(told), jumped=answered.running.jumped)
+            if len(ways) > 1 and doubts.due and told is not None:
+                answers = in_all_ways(answer, ways, answered)
+                with outside_autograd():
+                    doubts = doubts.compared([a.probabilities for a in answers])
+                answered = answers[list(ways).index(self.policy.choose(doubts))]
+            running, output, probabilities = answered
+            with outside_autograd():
+                composition = stream.composition._replace(doubts=doubts._replace(way=running.way))
+                if probabilities is not None:
+                    if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
+                        probabilities = probabilities[~running.bad]
+                    composition = composition.update(probabilities)
+        except BaseException:
+            self._install(stream)
+            raise
+        self._streams[name] = Stream(running.records, composition)
+        if len(ways) > 1 and doubts.since == 0:  # another way's statistics may still be in the layers
+            self._install(self._streams[name])
+        if running.moments is not None:
+            seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
+            with outside_autograd():
+                self._observers.show(name, seen)
+        return output
+
+    def _answer_once(self, running: Pass, args: Any, kwargs: Any) -> Answer:
+        """The model's answer on one pass (or the policy's several); the records of it are in `running`."""
         try:
             for hook in self._hooks:
                 hook.current = running
@@ -193,37 +224,12 @@ class AdaptedModel(nn.Module):
                     self.model(*args, **kwargs)
                     running.repeat()
             output = self.model(*args, **kwargs)
-            composition = stream.composition
-            with outside_autograd():
-                needed = getattr(self.policy, "needs_predictions", False)
-                probabilities = class_probabilities(output, self._predictions, needed=needed)
-                answered = 0 if probabilities is None else len(probabilities)
-                doubts = composition.doubts.passed(way, answered, jumped=running.jumped)
-                if probabilities is not None:
-                    if len(ways) > 1 and doubts.due:
-
-                        def again() -> Tensor | None:
-                            return class_probabilities(self.model(*args, **kwargs), self._predictions)
-
-                        doubts = doubts.compared(in_all_ways(again, ways, self._hooks, stream, running, probabilities))
-                    if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
-                        probabilities = probabilities[~running.bad]
-                    composition = composition.update(probabilities)
-                composition = composition._replace(doubts=doubts)
-        except BaseException:
-            self._install(stream)
-            raise
         finally:
             for hook in self._hooks:
                 hook.current = None
-        self._streams[name] = Stream(running.records, composition)
-        if len(ways) > 1 and doubts.since == 0:  # another way's statistics are still in the layers
-            self._install(self._streams[name])
-        if running.moments is not None:
-            seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
-            with outside_autograd():
-                self._observers.show(name, seen)
-        return output
+        with outside_autograd():
+            needed = getattr(self.policy, "needs_predictions", False)
+            return Answer(running, output, class_probabilities(output, self._predictions, needed=needed))
 
     def _ways(self) -> Mapping[str, str]:
         if not hasattr(self.policy, "ways"):

@@ -1,7 +1,7 @@
 """How a model answers the same instances under each of a policy's ways to normalize them.
 
-Some batches are passed through the model in every way after they have been answered; what the sites would have
-remembered of it is dropped. Answers to the same instances are compared, so it does not matter how hard they are.
+Some batches are passed through the model in every way before they are answered; only the pass that led to the answer
+is remembered. Answers to the same instances are compared, so it does not matter how hard they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Doubts(NamedTuple):
     """What a stream knows of its policy's ways.
 
     Args:
-        way: The one in use; "" before the first batch.
+        way: The one that the last batch was answered in; "" before the first.
         age: Batches so far; fewer after a jump.
         since: Batches since the last look.
         met: Instances since the last jump.
@@ -54,25 +54,26 @@ class Doubts(NamedTuple):
     entropies: tuple[float, ...] = ()
     means: Tensor | None = None
 
-    def passed(self, way: str, n: int, *, jumped: bool) -> Doubts:
-        """The same after a batch of n that was answered in `way`."""
+    def passed(self, n: int, *, jumped: bool) -> Doubts:
+        """The same after a batch of n."""
         age, met = (min(self.age, float(_AFTER_A_JUMP)), 0.0) if jumped else (self.age, self.met)
-        return self._replace(way=way, age=age + 1, since=self.since + 1, met=met + n)
+        return self._replace(age=age + 1, since=self.since + 1, met=met + n)
 
     @property
     def due(self) -> bool:
         """Whether the batch that has just passed is one to compare on."""
         return self.age <= _EACH or self.since >= min(self.age / _EACH, _SELDOM)
 
-    def compared(self, answers: Sequence[Tensor]) -> Doubts:
+    def compared(self, answers: Sequence[Tensor | None]) -> Doubts:
         """The same with a batch's class probabilities (n, K) under each way.
 
         An instance counts where all are finite and at least one way prefers something. Answers of different shapes
         cannot be compared, and change nothing.
         """
-        if len({answer.shape for answer in answers}) > 1:
+        known = [answer.double().clamp_min(0.0) for answer in answers if answer is not None]
+        if len(known) < len(answers) or len({answer.shape for answer in known}) > 1:
             return self._replace(since=0.0)
-        probabilities = torch.stack([answer.double().clamp_min(0.0) for answer in answers])
+        probabilities = torch.stack(known)
         entropies = entropy(probabilities)
         counts = entropies.isfinite().all(0) & prefer_something(entropies.amin(0), probabilities.shape[2])
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)

@@ -48,16 +48,14 @@ class Stream(NamedTuple):
 class Pass:
     """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds.
 
-    `way` is that of the policy's ways in which it goes; `jumped` and `split` say afterwards whether a site gathers its
-    evidence anew, and whether one gave instances statistics of their own.
+    `way` is the one of the policy's ways in which it goes; `jumped` and `split` say afterwards whether a site gathers
+    its evidence anew, and whether one gave instances statistics of their own.
     """
 
-    def __init__(
-        self, policy: Any, stream: Stream, composition: Composition | None, *, watched: bool = False, way: str = ""
-    ) -> None:
+    def __init__(self, policy: Any, stream: Stream, *, watched: bool = False, way: str = "") -> None:
         self.policy = policy
         self.records = list(stream.records)
-        self.composition = composition
+        self.composition = stream.composition if stream.composition.last is not None else None
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
@@ -179,36 +177,33 @@ def _are_finite(instances: tuple[Tensor, Tensor] | None) -> bool:
     return instances is None or math.isfinite(float((instances[0] + instances[1].sqrt()).sum()))
 
 
-def in_all_ways(
-    again: Callable[[], Tensor | None],
-    ways: Mapping[str, str],
-    hooks: list[SiteHook],
-    stream: Stream,
-    answered: Pass,
-    told: Tensor,
-) -> list[Tensor]:
-    """Class probabilities (n, K) of an answered batch under each of the policy's ways; nothing is remembered.
+class Answer(NamedTuple):
+    """A model's answer to a batch, and the pass that led to it.
 
     Args:
-        again: Runs the model over the batch once more.
-        ways: See `Policy.ways`.
-        hooks: Of all sites.
-        stream: As it was before the batch.
-        answered: The pass that gave the answer.
-        told: Class probabilities of the answer.
+        running: The pass, with the records that the stream will have if the answer is taken.
+        output: What the model returned.
+        probabilities: Class probabilities (n, K) of it; None where it gives none.
     """
-    passes, found = {answered.way: answered}, {answered.way: told}
+
+    running: Pass
+    output: Any
+    probabilities: Tensor | None
+
+
+def in_all_ways(answer: Callable[[str], Answer], ways: Mapping[str, str], first: Answer) -> list[Answer]:
+    """Answers to a batch in each of the policy's ways, in their order; `first` is the one that is there already.
+
+    Args:
+        answer: Passes the batch through the model once more, in a way.
+        ways: See `Policy.ways`.
+        first: The answer in one of them.
+    """
+    found = {first.running.way: first}
     for way, like in ways.items():
-        if way in passes:
-            continue
-        if like in passes and not passes[like].split:
-            passes[way], found[way] = passes[like], found[like]
-            continue
-        passes[way] = Pass(answered.policy, stream, answered.composition, way=way)
-        for hook in hooks:
-            hook.current = passes[way]
-        other = again()
-        found[way] = told if other is None else other
+        if way not in found:
+            same = like in found and not found[like].running.split
+            found[way] = found[like] if same else answer(way)
     return [found[way] for way in ways]
 
 
