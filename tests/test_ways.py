@@ -316,7 +316,7 @@ def test_another_policy_takes_over_the_statistics_at_once():
     batches = list(digits()[0][:64].split(16))
     adapted, _ = adapted_to(batches)
     stream = adapted._streams[STREAM]
-    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 1.2, 0.1), means=torch.full((4, 10), 0.1).double())
+    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 0.1, 1.2), means=torch.full((4, 10), 0.1).double())
     adapted._streams[STREAM] = stream._replace(composition=stream.composition._replace(doubts=kept))
     with torch.no_grad():
         adapted(batches[0])

@@ -87,8 +87,8 @@ class Doubts(NamedTuple):
         return self._replace(since=0.0, count=count, entropies=tuple(unsure.tolist()), means=mean)
 
     def by_way(self, ways: Iterable[str]) -> dict[str, Answers]:
-        """The answers under each of the policy's ways; empty before the first look."""
+        """The answers under each of the policy's ways, or under the first of them if no more were compared; or none."""
         if self.means is None:
             return {}
         whole = entropy(self.means).tolist()
-        return {way: Answers(h, t - h) for way, h, t in zip(ways, self.entropies, whole, strict=True)}
+        return {way: Answers(h, t - h) for way, h, t in zip(ways, self.entropies, whole, strict=False)}

@@ -33,7 +33,7 @@ from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
-from normadapt.policies.ways import OWN, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
+from normadapt.policies.ways import OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
@@ -96,8 +96,8 @@ class Track(Policy):
         max_weight: The most that any statistic of the test data weighs, an instance's own too; 0 keeps the source. For
             a trial that begins cautiously (`normadapt.pilot`).
         compares: Whether some batches (each of the first 16, later one in 64) are passed through the model in other
-            ways, too, and the stream kept to the one whose answers are best, see `choose_way`. Not with a profile, nor
-            where the output gives no class probabilities.
+            ways, too, and the stream kept to the one whose answers are best, see `choose_way`. Not where the output
+            gives no class probabilities.
 
     Raises:
         ValueError: If a probability is not in (0, 1), the memory is below 1 or the weight not in [0, 1].
@@ -126,8 +126,8 @@ class Track(Policy):
             raise ValueError(f"max_weight must lie in [0, 1]; got {self.max_weight!r}")
 
     def ways(self, *, profiled: bool) -> Mapping[str, str]:
-        """Those of `choose_way`, unless a profile knows what is natural."""
-        return {} if profiled or not self.compares else WAYS
+        """Those of `choose_way`; each instance's own only where no profile knows what is natural."""
+        return {} if not self.compares else PROFILED_WAYS if profiled else WAYS
 
     def choose(self, doubts: Doubts) -> str:
         """The way that the model's answers speak for, see `choose_way`."""

@@ -15,12 +15,14 @@ from normadapt.policies.base import Source, standardize, unstandardize
 from normadapt.shapes import LocationScale, PerInstance
 from normadapt.statistics import Evidence
 
-FOLLOWED, TOGETHER, OWN, SOURCE = "followed", "together", "own", "source"
-WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, OWN: "", SOURCE: ""})
-"""The window's statistics, with those of single instances where a stream is mixed; the window's for every instance;
-each instance's own; the source's."""
+FOLLOWED, TOGETHER, SOURCE, OWN = "followed", "together", "source", "own"
+PROFILED_WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, SOURCE: ""})
+"""The window's statistics, with those of single instances where a stream is mixed; the window's for every instance; the
+source's."""
+WAYS = MappingProxyType({**PROFILED_WAYS, OWN: ""})
+"""The same and each instance's own, without regard to what is natural."""
 
-_BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, OWN: 0.02, SOURCE: 0.45}  # what each must be better by
+_BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, SOURCE: 0.45, OWN: 0.02}  # what each must be better by
 _PREFERRED, _AT_HOME = 0.5, 128.0  # instances' own may be worse by so much; instances in a window that halve it
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
@@ -49,10 +51,11 @@ def choose_way(doubts: Doubts) -> str:
     if not known:
         return FOLLOWED
     balances = {way: _balance(answers) for way, answers in known.items()}
-    balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
+    if OWN in balances:
+        balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
     share = doubts.count / (doubts.count + _PRIOR)
-    gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in WAYS}
-    return max((way for way in WAYS if way == FOLLOWED or known[way].told > _LEAST_TOLD), key=gains.__getitem__)
+    gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in known}
+    return max((way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD), key=gains.__getitem__)
 
 
 def _balance(answers: Answers) -> float:
