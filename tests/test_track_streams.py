@@ -304,7 +304,8 @@ def test_the_largest_weight_holds_for_single_instances_too():
     model, _ = trained()
     with torch.no_grad():
         answers = {
-            w: adapted_to(x, 16, profiled=True, policy=na.Track(max_weight=w))[0](x[:16]) for w in (0.0, 0.2, 1.0)
+            w: adapted_to(x, 16, profiled=True, policy=na.Track(max_weight=w, compares=False))[0](x[:16])
+            for w in (0.0, 0.2, 1.0)
         }
     assert same(answers[0.0], model(x[:16]))
     far = {w: float((a - answers[0.0]).square().mean()) for w, a in answers.items()}

@@ -14,7 +14,7 @@ from models import same
 from normadapt.demo import mnist_digits, normalized, usps_net
 from normadapt.doubts import Doubts
 from normadapt.policies.base import Source, units_about
-from normadapt.policies.ways import FOLLOWED, OWN, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
+from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
 from normadapt.statistics import gather_evidence
 
 STREAM = "default"
@@ -215,10 +215,20 @@ def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
     assert all(moments.values.shape[1] == 16 for moments in seen[0].moments)
 
 
-def test_no_look_with_a_profile_without_probabilities_or_when_told_not_to():
+def test_with_a_profile_there_are_no_instances_of_their_own_to_compare():
+    batches = list(digits()[0][:64].split(16))
+    profile = na.profile_source(usps_net(), batches)
+    adapted, _ = adapted_to([2 * batch for batch in batches], profile)
+    doubts = adapted._streams[STREAM].composition.doubts
+    assert tuple(doubts.by_way(WAYS)) == tuple(PROFILED_WAYS) == (FOLLOWED, TOGETHER, SOURCE)
+    assert doubts.count > 32
+    assert choose_way(doubts) in PROFILED_WAYS
+
+
+def test_no_look_without_probabilities_or_when_told_not_to():
     batches = list(digits()[0][:64].split(16))
     for profiled, settings, output in (
-        (True, {}, lambda y: y),
+        (True, {"compares": False}, lambda y: y),
         (False, {"compares": False}, lambda y: y),
         (False, {}, lambda y: {"scores": y}),
     ):
@@ -296,16 +306,17 @@ def right(model, x, labels, n):
     return float((answers.argmax(1) == labels).float().mean())
 
 
-@pytest.mark.parametrize("n", [1, 16])
-def test_what_instances_show_is_not_taken_for_their_domain(n):
+@pytest.mark.parametrize(("n", "profiled"), [(1, False), (16, False), (16, True)])
+def test_what_instances_show_is_not_taken_for_their_domain(n, profiled):
     model = Signals()
     x, _ = signals(2000, 0)
     model.norm.running_mean, model.norm.running_var = x.mean((0, 2)), x.var((0, 2))
     model.eval().requires_grad_(False)
+    profile = na.profile_source(model, x.split(100)) if profiled else None
     x, labels = signals(400, 1)
     gain = torch.tensor([0.5, 4.0])[torch.arange(400) % 2]
     x[:, 1:] *= gain.view(-1, 1, 1)  # the other channels' gain differs from instance to instance
-    alone, adapted = na.adapt(model, policy=na.Track(compares=False)), na.adapt(model)
+    alone, adapted = na.adapt(model, profile, na.Track(compares=False)), na.adapt(model, profile)
     assert right(model, x, labels, n) > 0.95
     assert right(alone, x, labels, n) < 0.7  # by its scales the stream is mixed, and every instance loses its level
     assert right(adapted, x, labels, n) > 0.95
