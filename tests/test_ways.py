@@ -204,15 +204,29 @@ def test_a_look_costs_two_passes_and_only_the_one_that_answered_is_remembered():
 
 def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
     batch = digits()[0][:16]
-    adapted, seen = na.adapt(usps_net().requires_grad_(True)), []
+    adapted, seen = na.adapt(Counted(usps_net().requires_grad_(True)).eval()), []
     with adapted.observe(lambda _, shown: seen.append(shown)):
         output = adapted(batch)
+    assert adapted.model.calls == 4  # two looks without graphs, and once more in the way that won
     assert adapted._streams[STREAM].composition.doubts.way == OWN
     output.sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
     assert seen[0].output is output
     assert seen[0].records is adapted._streams[STREAM].records
     assert all(moments.values.shape[1] == 16 for moments in seen[0].moments)
+
+
+@pytest.mark.parametrize("way", ["", "sideways"])
+def test_a_choice_that_is_no_way_is_named_and_leaves_no_trace(way):
+    class Lost(na.Track):
+        def choose(self, doubts):
+            return way if doubts.count else FOLLOWED
+
+    adapted = na.adapt(usps_net(), policy=Lost())
+    before = adapted.snapshot()
+    with pytest.raises(ValueError, match=f"Lost.*must return one of its ways, 'followed', .*got '{way}'"):
+        adapted(digits()[0][:16])
+    assert same(before, adapted.snapshot())
 
 
 def test_with_a_profile_there_are_no_instances_of_their_own_to_compare():

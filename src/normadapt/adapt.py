@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normadapt import reporting
 from normadapt.batches import check_model
+from normadapt.doubts import Doubts
 from normadapt.errors import SnapshotError, UnsupportedLayerError
 from normadapt.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.observation import Observation, Observer, Observers, Seen
@@ -154,7 +155,10 @@ class AdaptedModel(nn.Module):
     # -- the forward pass ----------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Adapt to the batch, then answer it: one call of the model (or `policy.passes`), with its own arguments."""
+        """Adapt to the batch, then answer it: one call of the model (or `policy.passes`), with its own arguments.
+
+        Where the policy compares its ways, see `Policy.ways`, some batches take a call in each of them.
+        """
         setting = current(self)
         with self._lock:
             for module in self._modules_in_eval:  # somebody may have reached inside and switched one
@@ -184,17 +188,26 @@ class AdaptedModel(nn.Module):
         def answer(way: str) -> Answer:
             return self._answer_once(Pass(self.policy, stream, watched=watched, way=way), args, kwargs)
 
+        def look(way: str) -> Answer:
+            self._install(stream)
+            with torch.no_grad():  # of several graphs all but one would be in vain
+                return answer(way)
+
         try:
             ways = self._ways()
             before = stream.composition.doubts
-            answered = answer(self.policy.choose(before) if ways else "")
+            answered = answer(self._choose(before, ways))
             told = answered.probabilities
             doubts = before.passed(0 if told is None else len(told), jumped=answered.running.jumped)
             if len(ways) > 1 and doubts.due and told is not None:
-                answers = in_all_ways(answer, ways, answered)
+                answers = in_all_ways(look, ways, answered)
                 with outside_autograd():
                     doubts = doubts.compared([a.probabilities for a in answers])
-                answered = answers[list(ways).index(self.policy.choose(doubts))]
+                best = answers[list(ways).index(self._choose(doubts, ways))]
+                if best is not answered and torch.is_grad_enabled():
+                    self._install(stream)
+                    best = answer(best.running.way)
+                answered = best
             running, output, probabilities = answered
             with outside_autograd():
                 composition = stream.composition._replace(doubts=doubts._replace(way=running.way))
@@ -235,6 +248,13 @@ class AdaptedModel(nn.Module):
         if not hasattr(self.policy, "ways"):
             return {}
         return self.policy.ways(profiled=self._profiled)
+
+    def _choose(self, doubts: Doubts, ways: Mapping[str, str]) -> str:
+        way = self.policy.choose(doubts) if ways else ""
+        if ways and way not in ways:
+            name = type(self.policy).__name__
+            raise ValueError(f"{name}.choose() must return one of its ways, {', '.join(map(repr, ways))}; got {way!r}")
+        return way
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:

@@ -16,6 +16,7 @@ from normadapt.adapt import adapt
 from normadapt.batches import batch_length, check_loader, iterates_once, run_model, split_length
 from normadapt.errors import NormadaptError
 from normadapt.hooks import SiteHook, hooked_copy, plain_copy
+from normadapt.policies import Track
 from normadapt.policies.base import Source, standardize, unstandardize
 from normadapt.policies.spread_learner import shrink_to_prior
 from normadapt.profile import SourceProfile
@@ -251,7 +252,7 @@ def _tracked(
         "optimum",
         stacklevel=3,
     )
-    adapted = adapt(model, profile)
+    adapted = adapt(model, profile, Track(compares=False))  # what is kept at the end are statistics, not answers
     tell = _teller(progress, 1, None)
     batches = instances = 0
     with torch.no_grad():

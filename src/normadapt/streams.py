@@ -107,6 +107,7 @@ class Pass:
         self.carry = statistics.carry
         count = before.count + (evidence.count if first else 0)
         buffers = self._buffers(hook, statistics, before.buffers)
+        self.split = self.split or statistics.instances is not None
         if buffers is None or not _are_finite(statistics.instances):
             status = "skipped: non-finite statistics"
             self.records[hook.index] = before._replace(count=count, excluded=lost, status=status)
@@ -115,7 +116,6 @@ class Pass:
         self.jumped = self.jumped or statistics.jumped
         instances = None
         if statistics.instances is not None:
-            self.split = True
             instances = self._instance_map(hook, statistics.instances, buffers, evidence.instances, x, kept)
         status = "adapted" if diagnostics is None else diagnostics.status
         if instances is not None:

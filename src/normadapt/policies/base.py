@@ -139,8 +139,8 @@ class Policy:
     def ways(self, *, profiled: bool) -> Mapping[str, str]:
         """Ways in which `step` can normalize a batch, told by `evidence.way`; none by default.
 
-        With several, some batches are passed through the model in each of them, and only the one that `choose` says is
-        answered and remembered. Needs class probabilities, and `passes` of 1.
+        With several, some batches are passed through the model in each of them before they are answered in the one that
+        `choose` says, which alone is remembered. Needs class probabilities, and a `choose` of the policy's own.
 
         Args:
             profiled: Whether the sources have spreads.
@@ -152,7 +152,10 @@ class Policy:
         return {}
 
     def choose(self, doubts: Doubts) -> str:
-        """Which of `ways` the next batch is normalized in, by how the model answered in each. Default: ""."""
+        """Which of `ways` a batch is normalized in, by how the model answered in each so far. Default: "".
+
+        Asked before every batch, and once more when the batch itself has been compared.
+        """
         return ""
 
     def init(self, source: Source) -> State:

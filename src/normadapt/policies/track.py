@@ -96,8 +96,8 @@ class Track(Policy):
         max_weight: The most that any statistic of the test data weighs, an instance's own too; 0 keeps the source. For
             a trial that begins cautiously (`normadapt.pilot`).
         compares: Whether some batches (each of the first 16, later one in 64) are passed through the model in other
-            ways, too, and the stream kept to the one whose answers are best, see `choose_way`. Not where the output
-            gives no class probabilities.
+            ways, too, and the stream kept to the one whose answers are best, see `choose_way`; with a profile without
+            instances' own statistics. Not where the output gives no class probabilities.
 
     Raises:
         ValueError: If a probability is not in (0, 1), the memory is below 1 or the weight not in [0, 1].
