@@ -259,7 +259,10 @@ def test_output_optimal_minimizes_its_quadratic(a, u, g, n, rho):
     assert loss[-1] <= loss.min() + 1e-12
 
 
-@given(st.floats(-1e3, 1e3), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(1e-3, 1e3))
+SIZES = st.just(0.0) | st.floats(1e-100, 1e3)  # squares of less, in smaller units, are no numbers any more
+
+
+@given(SIZES | SIZES.map(lambda d: -d), SIZES, SIZES, st.floats(1e-3, 1e3))
 @settings(max_examples=60, deadline=None)
 def test_rules_ignore_units_and_stay_in_range(d, r, source, unit):
     for rule in (lambda c: oracle(c * d, c * c * r, c * c * source), lambda c: plug_in(c * d, c * c * r)):
