@@ -169,9 +169,7 @@ class AdaptedModel(nn.Module):
             if setting.mode == "paused" or not self._adapting:
                 self._install(self._stream_or_untouched(setting.stream))
                 return self.model(*args, **kwargs)
-            stream = self._stream(setting.stream)
-            self._install(stream)
-            return self._answer_adapting(setting.stream, stream, args, kwargs)
+            return self._answer_adapting(setting.stream, self._stream(setting.stream), args, kwargs)
 
     def _answer_as_source(self, stream: Stream, args: Any, kwargs: Any) -> Any:
         for hook in self._hooks:
@@ -186,10 +184,10 @@ class AdaptedModel(nn.Module):
         started = time.perf_counter() if watched else 0.0
 
         def answer(way: str) -> Answer:
+            self._install(stream)  # a site that skips the batch is not to keep another way's statistics
             return self._answer_once(Pass(self.policy, stream, watched=watched, way=way), args, kwargs)
 
         def look(way: str) -> Answer:
-            self._install(stream)
             with torch.no_grad():  # of several graphs all but one would be in vain
                 return answer(way)
 
@@ -205,7 +203,6 @@ class AdaptedModel(nn.Module):
                     doubts = doubts.compared([a.probabilities for a in answers])
                 best = answers[list(ways).index(self._choose(doubts, ways))]
                 if best is not answered and torch.is_grad_enabled():
-                    self._install(stream)
                     best = answer(best.running.way)
                 answered = best
             running, output, probabilities = answered
