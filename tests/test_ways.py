@@ -25,37 +25,45 @@ def entropy(p):
 
 
 def test_entropies_and_means_by_hand():
-    first = [torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[1.0, 0.0], [0.8, 0.2]])]
-    second = [torch.tensor([[0.3, 0.7]]), torch.tensor([[0.6, 0.4]])]
+    first = {"x": torch.tensor([[0.5, 0.5], [0.9, 0.1]]), "y": torch.tensor([[1.0, 0.0], [0.8, 0.2]])}
+    second = {"x": torch.tensor([[0.3, 0.7]]), "y": torch.tensor([[0.6, 0.4]])}
     after = Doubts().compared(first).compared(second)
     old = 2 * math.exp(-1 / 32)
     assert after.count == pytest.approx(old + 1)
-    for way, (a, b) in enumerate(zip(first, second, strict=True)):
+    for way, (a, b) in enumerate(zip(first.values(), second.values(), strict=True)):
         before = (entropy(a[0].tolist()) + entropy(a[1].tolist())) / 2
         now = (old * before + entropy(b[0].tolist())) / (old + 1)
         assert after.entropies[way] == pytest.approx(now, rel=1e-6)
         mean = (old * a.double().mean(0) + b[0].double()) / (old + 1)
         assert after.means[way].tolist() == pytest.approx(mean.tolist(), rel=1e-6)
-        told = after.by_way(("x", "y"))["xy"[way]]
+        told = after.by_way()["xy"[way]]
         assert told.told == pytest.approx(entropy(mean.tolist()) - now, rel=1e-5)
+
+
+def xy(first, second):
+    return {"x": first, "y": second}
 
 
 def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
     nothing, broken = torch.full((4, 2), 0.5), torch.full((4, 2), math.nan)
-    once = Doubts().compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
+    once = Doubts().compared(xy(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])))
     for answers in ([nothing, nothing], [broken, nothing], [torch.tensor([[0.9, 0.1]] * 4), broken]):
-        after = once.compared(answers)
+        after = once.compared(xy(*answers))
         assert after.entropies == once.entropies
         assert after.count == pytest.approx(math.exp(-4 / 32))
-    assert once.compared([nothing, torch.tensor([[0.9, 0.1]] * 4)]).count == pytest.approx(4 + math.exp(-4 / 32))
+    assert once.compared(xy(nothing, torch.tensor([[0.9, 0.1]] * 4))).count == pytest.approx(4 + math.exp(-4 / 32))
 
 
 def test_answers_that_cannot_be_compared_change_nothing():
-    once = Doubts(since=3.0).compared([torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])])
-    assert once.compared([torch.ones(3, 2) / 2, torch.ones(2, 2) / 2]) == once._replace(since=0.0)
-    other = once.compared([torch.tensor([[0.7, 0.2, 0.1]])] * 2)  # another number of classes: what was known is void
+    once = Doubts(since=3.0).compared(xy(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])))
+    assert once.compared(xy(torch.ones(3, 2) / 2, torch.ones(2, 2) / 2)) == once._replace(since=0.0)
+    other = once.compared(
+        xy(*[torch.tensor([[0.7, 0.2, 0.1]])] * 2)
+    )  # another number of classes: what was known is void
     assert other.count == 1
     assert other.means.shape == (2, 3)
+    others = once.compared({"x": torch.tensor([[0.7, 0.3]]), "z": torch.tensor([[0.6, 0.4]])})
+    assert (others.count, others.ways) == (1, ("x", "z"))
 
 
 def test_looks_become_rare_and_a_jump_brings_them_back():
@@ -82,7 +90,7 @@ def doubts(count=30.0, **told):
         h, whole = told.get(way, told[FOLLOWED])
         ways.append((h, whole))
     means = torch.stack([spread_over(whole) for _, whole in ways])
-    return Doubts(count=count, entropies=tuple(h for h, _ in ways), means=means)
+    return Doubts(count=count, ways=tuple(WAYS), entropies=tuple(h for h, _ in ways), means=means)
 
 
 def spread_over(whole):
@@ -146,6 +154,12 @@ def test_own_statistics_by_hand():
         assert torch.allclose((variance + 1e-5).log() / 2, half, rtol=1e-5)
 
 
+def way_of(adapted):
+    """The one that the last batch was answered in."""
+    (way,) = {record.way for record in adapted._streams[STREAM].records}
+    return way
+
+
 class Counted(nn.Module):
     """A model that counts its calls, and fails at one of them."""
 
@@ -190,8 +204,8 @@ def test_a_look_costs_two_passes_and_only_the_one_that_answered_is_remembered():
     counted = Counted(usps_net()).eval()
     adapted, (answer,) = adapted_to([batch], model=counted)
     assert adapted.model.calls == 3
-    doubts = adapted._streams[STREAM].composition.doubts
-    assert (doubts.count, doubts.way) == (16, OWN)
+    assert adapted._streams[STREAM].composition.doubts.count == 16
+    assert way_of(adapted) == OWN
     forced = na.adapt(Counted(usps_net()).eval(), policy=Forced(way=OWN))
     with torch.no_grad():
         assert torch.equal(forced(batch), answer)  # this very batch is answered by what it has told
@@ -208,7 +222,7 @@ def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
     with adapted.observe(lambda _, shown: seen.append(shown)):
         output = adapted(batch)
     assert adapted.model.calls == 4  # two looks without graphs, and once more in the way that won
-    assert adapted._streams[STREAM].composition.doubts.way == OWN
+    assert way_of(adapted) == OWN
     output.sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
     assert seen[0].output is output
@@ -234,7 +248,7 @@ def test_with_a_profile_there_are_no_instances_of_their_own_to_compare():
     profile = na.profile_source(usps_net(), batches)
     adapted, _ = adapted_to([2 * batch for batch in batches], profile)
     doubts = adapted._streams[STREAM].composition.doubts
-    assert tuple(doubts.by_way(WAYS)) == tuple(PROFILED_WAYS) == (FOLLOWED, TOGETHER, SOURCE)
+    assert tuple(doubts.by_way()) == tuple(PROFILED_WAYS) == (FOLLOWED, TOGETHER, SOURCE)
     assert doubts.count > 32
     assert choose_way(doubts) in PROFILED_WAYS
 
@@ -273,7 +287,7 @@ def test_mixed_digits_keep_to_their_own_statistics_and_a_restart_changes_nothing
     images[1::2] += 0.5
     batches = list(images.split(16))
     adapted, _ = adapted_to(batches[:20])
-    assert adapted._streams[STREAM].composition.doubts.way == OWN
+    assert way_of(adapted) == OWN
     assert all("per instance" in site.status for site in adapted.report().sites)
     again = na.adapt(usps_net(), None, na.Track())
     again.restore(adapted.snapshot())
@@ -334,7 +348,7 @@ def test_what_instances_show_is_not_taken_for_their_domain(n, profiled):
     assert right(model, x, labels, n) > 0.95
     assert right(alone, x, labels, n) < 0.7  # by its scales the stream is mixed, and every instance loses its level
     assert right(adapted, x, labels, n) > 0.95
-    assert adapted._streams[STREAM].composition.doubts.way == TOGETHER
+    assert way_of(adapted) == TOGETHER
 
 
 def test_another_policy_takes_over_the_statistics_at_once():
@@ -363,3 +377,92 @@ def test_a_model_without_probabilities_computes_its_weights_as_seldom_as_ever():
     counted.register_forward_hook(lambda _m, _x, y: {"scores": y})
     adapted, _ = adapted_to([digits()[0][:16]] * 30, model=counted)
     assert adapted._streams[STREAM].records[0].state.pending > 0
+
+
+class Sequenced(na.Track):
+    """`Track` in two ways; the second from more than thirty compared instances on."""
+
+    def ways(self, *, profiled):
+        return {FOLLOWED: "", SOURCE: ""}
+
+    def choose(self, doubts):
+        return SOURCE if doubts.count > 30 else FOLLOWED
+
+
+def test_what_a_window_has_met_is_that_of_the_pass_that_is_remembered():
+    class Jumps(Sequenced):
+        def step(self, state, evidence, source):
+            after, statistics = super().step(state, evidence, source)
+            return after, statistics._replace(jumped=evidence.way == self.where and evidence.count == 16)
+
+    for where, met in ((FOLLOWED, 32 + 16), (SOURCE, 16)):  # the last batch is passed in both, and SOURCE's is kept
+        policy = Jumps()
+        object.__setattr__(policy, "where", where)
+        adapted = na.adapt(usps_net(), policy=policy)
+        images = digits()[0]
+        with torch.no_grad():
+            for batch in (images[:12], images[12:32], images[32:48]):
+                adapted(batch)
+        assert way_of(adapted) == SOURCE
+        assert adapted._streams[STREAM].composition.doubts.met == met
+
+
+def test_a_site_that_skips_a_batch_keeps_the_way_that_its_statistics_are_of():
+    images = digits()[0]
+    adapted = na.adapt(usps_net(), policy=Sequenced())
+    source = dict(usps_net().state_dict())
+    with torch.no_grad():
+        adapted(images[:44])
+        assert way_of(adapted) == SOURCE
+        adapted.policy = Forced(way=FOLLOWED)
+        adapted(torch.full_like(images[:4], math.nan))
+        assert way_of(adapted) == SOURCE
+        assert same(dict(adapted.state_dict()), source)
+        adapted(images[44:46])  # too few for the weights to be due
+    assert way_of(adapted) == FOLLOWED
+    assert not same(dict(adapted.state_dict()), source)
+
+
+def test_instances_that_are_not_finite_inside_are_not_compared():
+    class Hides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = usps_net()
+
+        def forward(self, x):
+            return self.inner(x).nan_to_num(0.0) + torch.eye(10)[3]  # sure enough to count
+
+    images = digits()[0][:16].clone()
+    images[5] = math.nan
+    adapted = na.adapt(Hides().eval())
+    with torch.no_grad():
+        adapted(images)
+    assert adapted._streams[STREAM].composition.doubts.count == 15
+
+
+def test_an_answer_that_two_ways_share_is_not_computed_anew_for_the_second():
+    weighed = []
+
+    class Shared(na.Track):
+        def ways(self, *, profiled):
+            return {FOLLOWED: "", TOGETHER: FOLLOWED}
+
+        def choose(self, doubts):
+            return TOGETHER if doubts.count else FOLLOWED
+
+        def _weigh(self, *args):
+            weighed.append(args)
+            return super()._weigh(*args)
+
+    adapted = na.adapt(Counted(usps_net()).eval(), policy=Shared())
+    images = digits()[0]
+    with torch.no_grad():
+        adapted(images[:100])
+        assert adapted.model.calls == 1
+        assert way_of(adapted) == TOGETHER
+        weighed.clear()
+        doubts = adapted._streams[STREAM].composition.doubts
+        assert doubts.ways == (FOLLOWED, TOGETHER)
+        adapted.policy = Forced(way=TOGETHER)
+        adapted(images[100:102])
+    assert not weighed

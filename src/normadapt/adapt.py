@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from normadapt import reporting
 from normadapt.batches import check_model
-from normadapt.doubts import Doubts
 from normadapt.errors import SnapshotError, UnsupportedLayerError
-from normadapt.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
+from normadapt.forward import Forward
+from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
 from normadapt.observation import Observation, Observer, Observers, Seen
 from normadapt.policies import Policy, Track
 from normadapt.policies.base import Source
-from normadapt.predictions import Predictions, class_probabilities
+from normadapt.predictions import Predictions
 from normadapt.profile import SourceProfile
 from normadapt.report import Report
 from normadapt.resume import read_snapshot, take_snapshot
@@ -27,7 +27,7 @@ from normadapt.settings import DEFAULT_STREAM, current, use
 from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
-from normadapt.streams import Answer, Pass, Stream, in_all_ways, new_stream
+from normadapt.streams import Stream, install, new_stream
 
 
 class Held(NamedTuple):
@@ -75,7 +75,6 @@ class AdaptedModel(nn.Module):
         self._predictions = predictions
         self._class_frequencies = class_frequencies
         self._hooks = hooks
-        self._profiled = are_profiled(hooks)
         self._modules_in_eval = list(model.modules())
         self._adapting = True
         self._streams: dict[str, Stream] = {}
@@ -182,76 +181,22 @@ class AdaptedModel(nn.Module):
     def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
         watched = bool(self._observers)
         started = time.perf_counter() if watched else 0.0
-
-        def answer(way: str) -> Answer:
-            self._install(stream)  # a site that skips the batch is not to keep another way's statistics
-            return self._answer_once(Pass(self.policy, stream, watched=watched, way=way), args, kwargs)
-
-        def look(way: str) -> Answer:
-            with torch.no_grad():  # of several graphs all but one would be in vain
-                return answer(way)
-
+        model, hooks = self.model, self._hooks
+        forward = Forward(
+            lambda: model(*args, **kwargs), hooks, self.policy, self._predictions, stream, watched=watched
+        )
         try:
-            ways = self._ways()
-            before = stream.composition.doubts
-            answered = answer(self._choose(before, ways))
-            told = answered.probabilities
-            doubts = before.passed(0 if told is None else len(told), jumped=answered.running.jumped)
-            if len(ways) > 1 and doubts.due and told is not None:
-                answers = in_all_ways(look, ways, answered)
-                with outside_autograd():
-                    doubts = doubts.compared([a.probabilities for a in answers])
-                best = answers[list(ways).index(self._choose(doubts, ways))]
-                if best is not answered and torch.is_grad_enabled():
-                    best = answer(best.running.way)
-                answered = best
-            running, output, probabilities = answered
-            with outside_autograd():
-                composition = stream.composition._replace(doubts=doubts._replace(way=running.way))
-                if probabilities is not None:
-                    if running.bad is not None and running.bad.shape[0] == probabilities.shape[0]:
-                        probabilities = probabilities[~running.bad]
-                    composition = composition.update(probabilities)
+            after, answer = forward.answer()
         except BaseException:
             self._install(stream)
             raise
-        self._streams[name] = Stream(running.records, composition)
-        if len(ways) > 1 and doubts.since == 0:  # another way's statistics may still be in the layers
-            self._install(self._streams[name])
-        if running.moments is not None:
-            seen = Seen(running.records, running.moments, output, probabilities, time.perf_counter() - started)
+        self._streams[name] = after
+        if answer.running.moments is not None:
+            took = time.perf_counter() - started
+            seen = Seen(after.records, answer.running.moments, answer.output, answer.probabilities, took)
             with outside_autograd():
                 self._observers.show(name, seen)
-        return output
-
-    def _answer_once(self, running: Pass, args: Any, kwargs: Any) -> Answer:
-        """The model's answer on one pass (or the policy's several); the records of it are in `running`."""
-        try:
-            for hook in self._hooks:
-                hook.current = running
-            for _ in range(getattr(self.policy, "passes", 1) - 1):
-                with outside_autograd():
-                    self.model(*args, **kwargs)
-                    running.repeat()
-            output = self.model(*args, **kwargs)
-        finally:
-            for hook in self._hooks:
-                hook.current = None
-        with outside_autograd():
-            needed = getattr(self.policy, "needs_predictions", False)
-            return Answer(running, output, class_probabilities(output, self._predictions, needed=needed))
-
-    def _ways(self) -> Mapping[str, str]:
-        if not hasattr(self.policy, "ways"):
-            return {}
-        return self.policy.ways(profiled=self._profiled)
-
-    def _choose(self, doubts: Doubts, ways: Mapping[str, str]) -> str:
-        way = self.policy.choose(doubts) if ways else ""
-        if ways and way not in ways:
-            name = type(self.policy).__name__
-            raise ValueError(f"{name}.choose() must return one of its ways, {', '.join(map(repr, ways))}; got {way!r}")
-        return way
+        return answer.output
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:
@@ -269,8 +214,7 @@ class AdaptedModel(nn.Module):
         return new_stream(self.policy, self._hooks, Composition(reference=self._class_frequencies))
 
     def _install(self, stream: Stream) -> None:
-        for hook, record in zip(self._hooks, stream.records, strict=True):
-            hook.site.write(*record.buffers)
+        install(self._hooks, stream.records)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ is remembered. Answers to the same instances are compared, so it does not matter
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -37,20 +37,20 @@ class Doubts(NamedTuple):
     """What a stream knows of its policy's ways.
 
     Args:
-        way: The one that the last batch was answered in; "" before the first.
         age: Batches so far; fewer after a jump.
         since: Batches since the last look.
         met: Instances since the last jump.
         count: Instances compared; older ones fade.
-        entropies: Mean entropy under each way, in the order of the policy's ways; empty before the first look.
+        ways: Names of the ways that were compared, in the order of the next two; empty before the first look.
+        entropies: Mean entropy under each of them.
         means: Mean class probabilities (ways, K); None before the first look.
     """
 
-    way: str = ""
     age: float = 0.0
     since: float = 0.0
     met: float = 0.0
     count: float = 0.0  # type: ignore[assignment]  # hides tuple.count
+    ways: tuple[str, ...] = ()
     entropies: tuple[float, ...] = ()
     means: Tensor | None = None
 
@@ -64,13 +64,13 @@ class Doubts(NamedTuple):
         """Whether the batch that has just passed is one to compare on."""
         return self.age <= _EACH or self.since >= min(self.age / _EACH, _SELDOM)
 
-    def compared(self, answers: Sequence[Tensor | None]) -> Doubts:
+    def compared(self, answers: Mapping[str, Tensor | None]) -> Doubts:
         """The same with a batch's class probabilities (n, K) under each way.
 
         An instance counts where all are finite and at least one way prefers something. Answers of different shapes
-        cannot be compared, and change nothing.
+        cannot be compared, and change nothing; where other ways or classes were compared before, that is void.
         """
-        known = [answer.double().clamp_min(0.0) for answer in answers if answer is not None]
+        known = [answer.double().clamp_min(0.0) for answer in answers.values() if answer is not None]
         if len(known) < len(answers) or len({answer.shape for answer in known}) > 1:
             return self._replace(since=0.0)
         probabilities = torch.stack(known)
@@ -79,16 +79,21 @@ class Doubts(NamedTuple):
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
             return self._replace(since=0.0, count=faded)
-        unsure, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
-        if self.means is not None and self.means.shape == mean.shape:
+        unsure, mean, count, ways = (
+            entropies[:, counts].mean(1),
+            probabilities[:, counts].mean(1),
+            float(n),
+            tuple(answers),
+        )
+        if self.means is not None and self.means.shape == mean.shape and self.ways == ways:
             count += faded
             unsure = torch.lerp(unsure.new_tensor(self.entropies), unsure, n / count)
             mean = torch.lerp(self.means, mean, n / count)
-        return self._replace(since=0.0, count=count, entropies=tuple(unsure.tolist()), means=mean)
+        return self._replace(since=0.0, count=count, ways=ways, entropies=tuple(unsure.tolist()), means=mean)
 
-    def by_way(self, ways: Iterable[str]) -> dict[str, Answers]:
-        """The answers under each of the policy's ways, or under the first of them if no more were compared; or none."""
+    def by_way(self) -> dict[str, Answers]:
+        """The answers under each of the ways that were compared; none before the first look."""
         if self.means is None:
             return {}
         whole = entropy(self.means).tolist()
-        return {way: Answers(h, t - h) for way, h, t in zip(ways, self.entropies, whole, strict=False)}
+        return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}

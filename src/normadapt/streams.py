@@ -7,7 +7,6 @@ failed forward leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ class Record(NamedTuple):
         excluded: Instances left out because their activations were not finite.
         status: What happened at the last batch.
         diagnostics: What the policy said at its last step; None if nothing, or before the first.
+        way: The one of the policy's ways that `buffers` are of; see `Policy.ways`.
     """
 
     state: State
@@ -36,6 +36,7 @@ class Record(NamedTuple):
     excluded: int
     status: str
     diagnostics: Diagnostics | None
+    way: str = ""
 
 
 class Stream(NamedTuple):
@@ -59,7 +60,7 @@ class Pass:
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
-        self.way, self._turned = way, way != stream.composition.doubts.way
+        self.way = way
         self.jumped = self.split = False
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._needs_input = bool(getattr(policy, "needs_input", False))
@@ -95,8 +96,9 @@ class Pass:
             self.moments[hook.index] = evidence.instances
         if self._needs_input:
             evidence = evidence._replace(input=x if kept is None else x[kept])
-        if not first or self.way or self._turned:
-            evidence = evidence._replace(pass_index=self.index, way=self.way, turned=self._turned)
+        turned = self.way != before.way
+        if not first or self.way or turned:
+            evidence = evidence._replace(pass_index=self.index, way=self.way, turned=turned)
         result = self.policy.step(before.state, evidence, hook.source)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):
             raise TypeError(
@@ -120,9 +122,15 @@ class Pass:
         status = "adapted" if diagnostics is None else diagnostics.status
         if instances is not None:
             status += ", per instance"
-        self.records[hook.index] = Record(state, buffers, count, lost, status, diagnostics)
+        self.records[hook.index] = Record(state, buffers, count, lost, status, diagnostics, self.way)
         hook.site.write(*buffers)
         return instances
+
+    def taken_as(self, way: str) -> list[Record]:
+        """The records, where the answer is taken for that of `way`, which would have given the same."""
+        if way == self.way:
+            return self.records
+        return [record._replace(way=way) if record.way == self.way else record for record in self.records]
 
     def _buffers(self, hook: SiteHook, statistics: Statistics, in_use: Buffers) -> Buffers | None:
         mean, variance = statistics.mean, statistics.variance
@@ -177,40 +185,16 @@ def _are_finite(instances: tuple[Tensor, Tensor] | None) -> bool:
     return instances is None or math.isfinite(float((instances[0] + instances[1].sqrt()).sum()))
 
 
-class Answer(NamedTuple):
-    """A model's answer to a batch, and the pass that led to it.
-
-    Args:
-        running: The pass, with the records that the stream will have if the answer is taken.
-        output: What the model returned.
-        probabilities: Class probabilities (n, K) of it; None where it gives none.
-    """
-
-    running: Pass
-    output: Any
-    probabilities: Tensor | None
-
-
-def in_all_ways(answer: Callable[[str], Answer], ways: Mapping[str, str], first: Answer) -> list[Answer]:
-    """Answers to a batch in each of the policy's ways, in their order; `first` is the one that is there already.
-
-    Args:
-        answer: Passes the batch through the model once more, in a way.
-        ways: See `Policy.ways`.
-        first: The answer in one of them.
-    """
-    found = {first.running.way: first}
-    for way, like in ways.items():
-        if way not in found:
-            same = like in found and not found[like].running.split
-            found[way] = found[like] if same else answer(way)
-    return [found[way] for way in ways]
-
-
 def new_stream(policy: Any, hooks: list[SiteHook], composition: Composition) -> Stream:
     """A stream that has seen nothing: every site at its source."""
     records = [Record(initial_state(policy, h.source), h.original, 0, 0, "source", None) for h in hooks]
     return Stream(records, composition)
+
+
+def install(hooks: list[SiteHook], records: list[Record]) -> None:
+    """Write the statistics in use into the layers."""
+    for hook, record in zip(hooks, records, strict=True):
+        hook.site.write(*record.buffers)
 
 
 def initial_state(policy: Any, source: Source) -> State:

@@ -22,7 +22,7 @@ Bits: TypeAlias = NDArray[np.bool_]
 
 _ROOT = Path(__file__).parents[1]
 _ALWAYS = ("bench/streams.py", "bench/suites/*.py", "bench/models.py", "bench/corruptions.py", "bench/weights/*")
-_BASE = ("policies/base.py", "statistics.py", "hooks.py", "streams.py", "adapt.py")
+_BASE = ("policies/base.py", "statistics.py", "hooks.py", "streams.py", "forward.py", "adapt.py")
 _OURS = ("policies/*.py", "predictions.py", "doubts.py", "spread.py", "profile.py", "profiling.py")
 _SOURCES = {
     "ours": (*_BASE, *_OURS),

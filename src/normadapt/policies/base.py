@@ -140,7 +140,9 @@ class Policy:
         """Ways in which `step` can normalize a batch, told by `evidence.way`; none by default.
 
         With several, some batches are passed through the model in each of them before they are answered in the one that
-        `choose` says, which alone is remembered. Needs class probabilities, and a `choose` of the policy's own.
+        `choose` says, which alone is remembered. Needs class probabilities, and a `choose` of the policy's own. A
+        model's own forward hooks see all of these passes; one that writes its answers into the same tensor each time
+        cannot be compared.
 
         Args:
             profiled: Whether the sources have spreads.

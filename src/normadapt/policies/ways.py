@@ -47,8 +47,8 @@ def choose_way(doubts: Doubts) -> str:
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
     """
-    known = doubts.by_way(WAYS)
-    if not known:
+    known = doubts.by_way()
+    if FOLLOWED not in known:
         return FOLLOWED
     balances = {way: _balance(answers) for way, answers in known.items()}
     if OWN in balances:
