@@ -338,7 +338,7 @@ def limited(x, n, contrasts=None, limits=None):
     return found
 
 
-LIMITS = Limits(usual=(0.1, 0.05), most=0.4, together=0.06)
+LIMITS = Limits(usual=(0.1, 0.05), most=0.4, together=0.06, nearly=1.0)
 
 
 @pytest.mark.parametrize("n", [1, 16])
@@ -391,6 +391,28 @@ def test_a_higher_gain_is_no_mixture(gain):
     assert signals.together == pytest.approx(0.09 + max(0.1, 1.5 * learned.natural))
     assert learned.limits(0.9) == signals  # more than that is of the domains
     assert learned.apart(at) == pytest.approx(0.17 / (0.17 + 0.81), abs=0.06)  # whatever the gain
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_where_instances_are_alike_a_site_splits_for_itself_before_the_stream_counts_as_mixed(n):
+    g = torch.Generator().manual_seed(3)
+    x = 0.5 * torch.randn(192, 4, generator=g, dtype=torch.float64)  # 0.25: above 0.3 times the most, below the most
+    scatter, own = limited(x, n, limits=LIMITS._replace(nearly=0.3))[-1]
+    assert own is not None
+    assert scatter.unlike
+    assert not scatter.mixed  # so the sites behind are told nothing
+    assert scatter.excess[0] == pytest.approx(0.29 - 0.1, abs=0.06)
+    scatter, own = limited(0.3 * x, n, limits=LIMITS._replace(nearly=0.3))[-1]
+    assert own is None
+    assert not scatter.unlike
+
+
+def test_images_that_hardly_differ_are_alike_and_signals_are_not():
+    at = source(index=3, count=20)
+    still = LearnedSpread.empty(at)
+    assert still._replace(inner=0.95, met=50.0).limits(0.05).nearly == 0.3
+    assert still._replace(inner=0.8, met=50.0).limits(0.05).nearly == 1.0
+    assert still._replace(inner=0.95, met=50.0).limits(0.15).nearly == 1.0  # their inputs differ by themselves
 
 
 def test_sites_behind_one_that_found_the_stream_mixed_need_not_find_it_out():

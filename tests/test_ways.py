@@ -113,12 +113,23 @@ def spread_over(whole):
         ({FOLLOWED: (0.9, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, TOGETHER),  # single instances' ruin it
         ({FOLLOWED: (0.32, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, FOLLOWED),
         ({FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.2, 1.3)}, SOURCE),
-        ({FOLLOWED: (0.4, 1.3), OWN: (1.2, 1.3), SOURCE: (0.3, 1.2)}, FOLLOWED),  # hardly surer
-        ({FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.01, 0.4)}, FOLLOWED),  # sure, and always of the same
+        ({FOLLOWED: (0.4, 1.3), OWN: (1.0, 1.3), SOURCE: (0.3, 1.2)}, FOLLOWED),  # hardly surer
+        ({FOLLOWED: (0.6, 1.3), OWN: (1.0, 1.3), SOURCE: (0.01, 0.4)}, FOLLOWED),  # sure, and always of the same
     ],
 )
 def test_which_way_the_answers_speak_for(told, way):
     assert choose_way(doubts(**told)) == way
+
+
+def test_a_first_run_of_one_class_keeps_the_source_where_instances_own_statistics_ruin_the_answers():
+    run = {FOLLOWED: (0.5, 0.75), OWN: (1.3, 1.35), SOURCE: (0.05, 0.08)}  # all of one class, and the source knows it
+    assert choose_way(doubts(**run)._replace(met=16.0)) == SOURCE
+    assert choose_way(doubts(**run)._replace(met=2000.0)) == FOLLOWED  # by now a stream has shown other classes
+    assert (
+        choose_way(doubts(**run | {OWN: (0.7, 1.2)})._replace(met=16.0)) == OWN
+    )  # they are not what classes differ by
+    garbage = {FOLLOWED: (0.5, 1.3), OWN: (1.3, 1.35), SOURCE: (0.4, 0.45)}
+    assert choose_way(doubts(**garbage)._replace(met=16.0)) == FOLLOWED
 
 
 def test_an_old_window_is_preferred_to_instances_that_are_less_sure_alone():

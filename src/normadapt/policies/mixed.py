@@ -47,6 +47,7 @@ class Scatter(NamedTuple):
         excess: A, the variance between domains per unit of weight, as (location, scale); 0 if one domain explains all.
         together: Sum over the window of the squared distances of the half-log-variances' average over channels.
         mixed: Whether they scatter more than any one domain's could; only asked where no profile says what is natural.
+        unlike: Whether they scatter more than instances that are alike usually do; also where they are mixed.
     """
 
     squares: Pair
@@ -54,6 +55,7 @@ class Scatter(NamedTuple):
     excess: Pair
     together: float = 0.0
     mixed: bool = False
+    unlike: bool = False
 
     @classmethod
     def empty(cls, source: Source) -> Scatter:
@@ -107,17 +109,18 @@ def split_instances(
         limits: Without a profile the spread was learned from this very stream, and a mixed one would explain itself.
             Then it counts as mixed only when its locations, or the scales of all channels together, vary more than one
             domain's can, here or at a site before (`evidence.upstream`); the excess of both, in this batch and the
-            next, is over `limits.usual`.
+            next, is over `limits.usual`. Beyond `limits.nearly` times that, a site does the same for itself alone.
     """
     n, judge = evidence.count, _Judge(window.count + evidence.count, spread, source, probability, limits)
-    mixed, known = False, limits is None or scatter.mixed or found_before(evidence).mixed
+    mixed, unlike, known = False, False, limits is None or scatter.unlike or found_before(evidence).mixed
     weight = source.channel_weight
 
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
     location_squares = scatter.squares[0] * window.faded + _squares(locations, window.mean, window.count, weight)
     if limits is not None:
         mixed = judge.lie_apart(location_squares, limits.most)
-        known = known or mixed
+        unlike = mixed or judge.lie_apart(location_squares, limits.most * limits.nearly)
+        known = known or unlike
     location_excess = judge.excess(location_squares, 0) if known else 0.0
     rest = locations - use[0]
     own: Tensor | float = 0.0
@@ -132,12 +135,14 @@ def split_instances(
         average, before = half @ share, scatter.half @ share if window.count > 0 else scatter.half
         together = scatter.together * window.faded + _squares(average, before, window.count, share.new_ones(1))
         mixed = mixed or judge.vary_together(together, limits.together)
-        known = known or mixed
+        unlike = unlike or mixed or judge.vary_together(together, limits.together * limits.nearly)
+        known = known or unlike
     scale_excess = judge.excess(scale_squares, 1) if known else 0.0
     half_mean = half.mean(0)
     if window.count > 0:
         half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
-    after = Scatter((location_squares, scale_squares), half_mean, (location_excess, scale_excess), together, mixed)
+    excess = location_excess, scale_excess
+    after = Scatter((location_squares, scale_squares), half_mean, excess, together, mixed, unlike)
     if location_excess == scale_excess == 0.0:
         return after, None
     own_scale: Tensor | float = 0.0

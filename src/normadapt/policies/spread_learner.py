@@ -22,6 +22,7 @@ _MOST = (0.3, 1.5)  # of locations, more than any layer's scatter, with what the
 _CAP = (0.1, 1.5)  # what a layer is taken to scatter at most
 _USUAL = ((0.02, 1.1), (0.03, 1.2))  # as good a guess as there is, for locations and for scales
 _TOGETHER = (0.09, 1.5)  # more than the scales of all channels vary together
+_FEW_DIFFER, _NEARLY = 0.15, 0.3  # where images hardly differ (such a usual scatter), this part of the limits tells
 _ALIKE, _UNLIKE = 0.1, 0.3  # at most such a share of their variance lies between images, between a watch's signals
 _LEAST = 0.02  # between classes that nobody has seen
 _APART = 4.0  # times what instances of one class scatter, the classes lie apart at most
@@ -59,11 +60,14 @@ class Limits(NamedTuple):
         usual: The best guess, per unit of weight, as (location, scale).
         most: Of the locations, what only instances of several domains exceed.
         together: Likewise the variance of their half-log-variances averaged over channels.
+        nearly: Part of `most` and `together` beyond which a site's instances are not alike, though they may be of one
+            domain; 1 where the source's are not alike themselves.
     """
 
     usual: Pair
     most: float
     together: float
+    nearly: float
 
 
 class LearnedSpread(NamedTuple):
@@ -121,7 +125,9 @@ class LearnedSpread(NamedTuple):
         inputs = _inputs_differ(apart)
         most = _at_most(_MOST, self.natural, self.inner, inputs)
         together = _TOGETHER[0] + max(_TOGETHER[1] * self.natural, inputs / 2)
-        return Limits((_gain(self.inner) * location, scale), most, together)
+        location *= _gain(self.inner)
+        alike = location <= _FEW_DIFFER and inputs == 0
+        return Limits((location, scale), most, together, _NEARLY if alike else 1.0)
 
     @classmethod
     def empty(cls, source: Source) -> LearnedSpread:

@@ -23,6 +23,7 @@ WAYS = MappingProxyType({**PROFILED_WAYS, OWN: ""})
 """The same and each instance's own, without regard to what is natural."""
 
 _BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, SOURCE: 0.45, OWN: 0.02}  # what each must be better by
+_SOURCE_TOLD, _SOURCE_RUINED = 1.0, 0.2  # the source, where instances' own statistics tell, and where they tell nothing
 _PREFERRED, _AT_HOME = 0.5, 128.0  # instances' own may be worse by so much; instances in a window that halve it
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
@@ -40,9 +41,13 @@ def choose_way(doubts: Doubts) -> str:
     with h the entropy of class probabilities p over the instances that were passed through in every way. A model that
     sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
     window's statistics is shrunk as if six more instances had shown none, and a way whose answers tell next to nothing
-    (I up to 0.2) is not taken. The source's must be better by 0.45. Instances' own may be worse by 0.5 at first, by
-    half of that after 128 instances without a jump: neither runs of a class nor mixed domains harm them, while a window
-    has yet to meet both.
+    (I up to 0.2) is not taken. Instances' own may be worse by 0.5 at first, by half of that after 128 instances without
+    a jump: neither runs of a class nor mixed domains harm them, while a window has yet to meet both.
+
+    If instances' own statistics leave the model nothing to tell, then their moments are what they show, and a window
+    that has met one class only has moved to that class. In a run of a class I is small in the right way, too. So the 5
+    is 5 N/(N + 128) then, after N instances without a jump, and the source's may tell nothing. They have to be better
+    by 0.2 there; by 1 where instances' own statistics do tell; by 0.45 with a profile, where these are not compared.
 
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
@@ -50,16 +55,25 @@ def choose_way(doubts: Doubts) -> str:
     known = doubts.by_way()
     if FOLLOWED not in known:
         return FOLLOWED
-    balances = {way: _balance(answers) for way, answers in known.items()}
+    young = _AT_HOME / (_AT_HOME + doubts.met)
+    tells = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
+    bars, weight = dict(_BARS), _TOLD_WEIGHS
+    if OWN in tells:
+        bars[SOURCE] = _SOURCE_TOLD
+    elif OWN in known:
+        bars[SOURCE] = _SOURCE_RUINED
+        tells.add(SOURCE)
+        weight *= 1 - young
+    balances = {way: _balance(answers, weight) for way, answers in known.items()}
     if OWN in balances:
-        balances[OWN] += _PREFERRED * _AT_HOME / (_AT_HOME + doubts.met)
+        balances[OWN] += _PREFERRED * young
     share = doubts.count / (doubts.count + _PRIOR)
-    gains = {way: share * (balances[way] - balances[FOLLOWED]) - _BARS[way] for way in known}
-    return max((way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD), key=gains.__getitem__)
+    gains = {way: share * (balances[way] - balances[FOLLOWED]) - bars[way] for way in known}
+    return max((way for way in known if way in tells), key=gains.__getitem__)
 
 
-def _balance(answers: Answers) -> float:
-    return _TOLD_WEIGHS * math.log(max(answers.told, 0.0) + _LEAST_TOLD) - math.log(answers.entropy + _LEAST_ENTROPY)
+def _balance(answers: Answers, weight: float) -> float:
+    return weight * math.log(max(answers.told, 0.0) + _LEAST_TOLD) - math.log(answers.entropy + _LEAST_ENTROPY)
 
 
 def own_statistics(
