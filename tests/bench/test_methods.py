@@ -26,6 +26,9 @@ def test_families_groups_and_commas() -> None:
     assert _names("ours") == ["Source", "Track", "Track + profile", "limit"]
     assert "Tent" in _names("baselines")
     assert set(_names("ablations")) == {"Source", "limit", *ABLATIONS}
+    assert _names("MedBN,Track, no window, track, no jump test + profile") == [
+        *("Source", "MedBN", "Track, no jump test + profile", "Track, no window", "limit")
+    ]
 
 
 def test_settings_of_track_are_read_from_their_name() -> None:

@@ -188,8 +188,8 @@ def select_methods(words: Iterable[str] | None) -> list[Method]:
 
 
 def _parts(word: str) -> list[str]:
-    """Split at commas that are not within parentheses."""
-    return re.split(r",(?![^(]*\))", word)
+    """Split at commas that are neither within parentheses nor part of a name, such as "Track, no window"."""
+    return re.split(r",(?! no )(?![^(]*\))", word)
 
 
 def _meant(word: str) -> list[Method]:
