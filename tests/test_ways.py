@@ -57,9 +57,8 @@ def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
 def test_answers_that_cannot_be_compared_change_nothing():
     once = Doubts(since=3.0).compared(xy(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])))
     assert once.compared(xy(torch.ones(3, 2) / 2, torch.ones(2, 2) / 2)) == once._replace(since=0.0)
-    other = once.compared(
-        xy(*[torch.tensor([[0.7, 0.2, 0.1]])] * 2)
-    )  # another number of classes: what was known is void
+    three = torch.tensor([[0.7, 0.2, 0.1]])
+    other = once.compared(xy(three, three))  # another number of classes: what was known is void
     assert other.count == 1
     assert other.means.shape == (2, 3)
     others = once.compared({"x": torch.tensor([[0.7, 0.3]]), "z": torch.tensor([[0.6, 0.4]])})
@@ -125,9 +124,8 @@ def test_a_first_run_of_one_class_keeps_the_source_where_instances_own_statistic
     run = {FOLLOWED: (0.5, 0.75), OWN: (1.3, 1.35), SOURCE: (0.05, 0.08)}  # all of one class, and the source knows it
     assert choose_way(doubts(**run)._replace(met=16.0)) == SOURCE
     assert choose_way(doubts(**run)._replace(met=2000.0)) == FOLLOWED  # by now a stream has shown other classes
-    assert (
-        choose_way(doubts(**run | {OWN: (0.7, 1.2)})._replace(met=16.0)) == OWN
-    )  # they are not what classes differ by
+    told = run | {OWN: (0.7, 1.2)}  # they are not what classes differ by
+    assert choose_way(doubts(**told)._replace(met=16.0)) == OWN
     garbage = {FOLLOWED: (0.5, 1.3), OWN: (1.3, 1.35), SOURCE: (0.4, 0.45)}
     assert choose_way(doubts(**garbage)._replace(met=16.0)) == FOLLOWED
 
@@ -401,15 +399,16 @@ class Sequenced(na.Track):
 
 
 def test_what_a_window_has_met_is_that_of_the_pass_that_is_remembered():
+    @dataclasses.dataclass(frozen=True)
     class Jumps(Sequenced):
+        where: str = FOLLOWED
+
         def step(self, state, evidence, source):
             after, statistics = super().step(state, evidence, source)
             return after, statistics._replace(jumped=evidence.way == self.where and evidence.count == 16)
 
     for where, met in ((FOLLOWED, 32 + 16), (SOURCE, 16)):  # the last batch is passed in both, and SOURCE's is kept
-        policy = Jumps()
-        object.__setattr__(policy, "where", where)
-        adapted = na.adapt(usps_net(), policy=policy)
+        adapted = na.adapt(usps_net(), policy=Jumps(where=where))
         images = digits()[0]
         with torch.no_grad():
             for batch in (images[:12], images[12:32], images[32:48]):

@@ -15,7 +15,7 @@ from normadapt import reporting
 from normadapt.batches import check_model
 from normadapt.errors import SnapshotError, UnsupportedLayerError
 from normadapt.forward import Forward
-from normadapt.hooks import SiteHook, hooked_copy, outside_autograd, plain_copy
+from normadapt.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.observation import Observation, Observer, Observers, Seen
 from normadapt.policies import Policy, Track
 from normadapt.policies.base import Source
@@ -75,6 +75,7 @@ class AdaptedModel(nn.Module):
         self._predictions = predictions
         self._class_frequencies = class_frequencies
         self._hooks = hooks
+        self._profiled = are_profiled(hooks)
         self._modules_in_eval = list(model.modules())
         self._adapting = True
         self._streams: dict[str, Stream] = {}
@@ -181,9 +182,14 @@ class AdaptedModel(nn.Module):
     def _answer_adapting(self, name: str, stream: Stream, args: Any, kwargs: Any) -> Any:
         watched = bool(self._observers)
         started = time.perf_counter() if watched else 0.0
-        model, hooks = self.model, self._hooks
         forward = Forward(
-            lambda: model(*args, **kwargs), hooks, self.policy, self._predictions, stream, watched=watched
+            call=lambda: self.model(*args, **kwargs),
+            hooks=self._hooks,
+            policy=self.policy,
+            ways=self.policy.ways(profiled=self._profiled) if hasattr(self.policy, "ways") else {},
+            predictions=self._predictions,
+            stream=stream,
+            watched=watched,
         )
         try:
             after, answer = forward.answer()

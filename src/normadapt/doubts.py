@@ -79,12 +79,8 @@ class Doubts(NamedTuple):
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
             return self._replace(since=0.0, count=faded)
-        unsure, mean, count, ways = (
-            entropies[:, counts].mean(1),
-            probabilities[:, counts].mean(1),
-            float(n),
-            tuple(answers),
-        )
+        unsure, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
+        ways = tuple(answers)
         if self.means is not None and self.means.shape == mean.shape and self.ways == ways:
             count += faded
             unsure = torch.lerp(unsure.new_tensor(self.entropies), unsure, n / count)

@@ -8,13 +8,14 @@ records of that pass alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from normadapt.doubts import Doubts
-from normadapt.hooks import SiteHook, are_profiled, outside_autograd
+from normadapt.hooks import SiteHook, outside_autograd
 from normadapt.predictions import Predictions, class_probabilities
 from normadapt.streams import Pass, Stream, install
 
@@ -33,6 +34,7 @@ class Answer(NamedTuple):
     probabilities: Tensor | None
 
 
+@dataclass(frozen=True)
 class Forward:
     """What it takes to answer one batch of a stream. Nothing of the stream changes; `answer` returns what it becomes.
 
@@ -40,43 +42,32 @@ class Forward:
         call: The model, called with the batch.
         hooks: One per site.
         policy: How evidence becomes statistics.
+        ways: Those of the policy, see `Policy.ways`; empty where it has none.
         predictions: Maps an output to class probabilities, or None for the default.
         stream: What is known before the batch.
         watched: Whether the instances' moments are kept, for observers.
     """
 
-    def __init__(
-        self,
-        call: Callable[[], Any],
-        hooks: list[SiteHook],
-        policy: Any,
-        predictions: Predictions | None,
-        stream: Stream,
-        *,
-        watched: bool,
-    ) -> None:
-        self._call = call
-        self._hooks = hooks
-        self._policy = policy
-        self._predictions = predictions
-        self._stream = stream
-        self._watched = watched
-        self._ways: Mapping[str, str] = {}
-        if hasattr(policy, "ways"):
-            self._ways = policy.ways(profiled=are_profiled(hooks))
+    call: Callable[[], Any]
+    hooks: list[SiteHook]
+    policy: Any
+    ways: Mapping[str, str]
+    predictions: Predictions | None
+    stream: Stream
+    watched: bool
 
     def answer(self) -> tuple[Stream, Answer]:
         """The stream after the batch, and its answer, with the probabilities of its finite instances."""
-        before = self._stream.composition.doubts
+        before = self.stream.composition.doubts
         way = self._choose(before)
         answer = self._pass(way)
         told = answer.probabilities
         n = 0 if told is None else len(told)
         doubts = before.passed(n, jumped=answer.running.jumped)
-        if len(self._ways) > 1 and doubts.due and told is not None:
+        if len(self.ways) > 1 and doubts.due and told is not None:
             way, answer, doubts = self._look(answer, n)
         with outside_autograd():
-            composition = self._stream.composition._replace(doubts=doubts)
+            composition = self.stream.composition._replace(doubts=doubts)
             if answer.probabilities is not None:
                 finite = _of_finite([answer])[0]
                 answer = answer._replace(probabilities=finite)
@@ -85,7 +76,7 @@ class Forward:
 
     def _look(self, first: Answer, n: int) -> tuple[str, Answer, Doubts]:
         """The best of the ways for this batch, its answer, and what is known of all of them."""
-        before = self._stream.composition.doubts
+        before = self.stream.composition.doubts
         answers = self._in_all_ways(first)
         with outside_autograd():
             told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
@@ -94,48 +85,48 @@ class Forward:
             doubts = before.passed(n, jumped=answer.running.jumped).compared(told)
         if answer is not first and torch.is_grad_enabled():
             answer = self._pass(answer.running.way)
-        elif answer.running is not self._last:  # another way's statistics are in the layers
-            install(self._hooks, answer.running.records)
+        else:
+            install(self.hooks, answer.running.records)  # those of the last way that was passed may be in the layers
         return way, answer, doubts
 
     def _in_all_ways(self, first: Answer) -> dict[str, Answer]:
         """Answers in each of the ways, in their order; `first` is the one that is there already."""
         found = {first.running.way: first}
-        for way, like in self._ways.items():
+        for way, like in self.ways.items():
             if way not in found:
                 if like in found and not found[like].running.split:
                     found[way] = found[like]
                 else:
                     with torch.no_grad():  # of several graphs all but one would be in vain
                         found[way] = self._pass(way)
-        return {way: found[way] for way in self._ways}
+        return {way: found[way] for way in self.ways}
 
     def _pass(self, way: str) -> Answer:
         """The model's answer on one pass (or the policy's several), from the stream's own statistics."""
-        install(self._hooks, self._stream.records)  # a site that skips the batch is not to keep another way's
-        self._last = running = Pass(self._policy, self._stream, watched=self._watched, way=way)
+        install(self.hooks, self.stream.records)  # a site that skips the batch is not to keep another way's
+        running = Pass(self.policy, self.stream, watched=self.watched, way=way)
         try:
-            for hook in self._hooks:
+            for hook in self.hooks:
                 hook.current = running
-            for _ in range(getattr(self._policy, "passes", 1) - 1):
+            for _ in range(getattr(self.policy, "passes", 1) - 1):
                 with outside_autograd():
-                    self._call()
+                    self.call()
                     running.repeat()
-            output = self._call()
+            output = self.call()
         finally:
-            for hook in self._hooks:
+            for hook in self.hooks:
                 hook.current = None
         with outside_autograd():
-            needed = getattr(self._policy, "needs_predictions", False)
-            return Answer(running, output, class_probabilities(output, self._predictions, needed=needed))
+            needed = getattr(self.policy, "needs_predictions", False)
+            return Answer(running, output, class_probabilities(output, self.predictions, needed=needed))
 
     def _choose(self, doubts: Doubts) -> str:
-        if not self._ways:
+        if not self.ways:
             return ""
-        way: str = self._policy.choose(doubts)
-        if way not in self._ways:
-            ways = ", ".join(map(repr, self._ways))
-            raise ValueError(f"{type(self._policy).__name__}.choose() must return one of its ways, {ways}; got {way!r}")
+        way: str = self.policy.choose(doubts)
+        if way not in self.ways:
+            ways = ", ".join(map(repr, self.ways))
+            raise ValueError(f"{type(self.policy).__name__}.choose() must return one of its ways, {ways}; got {way!r}")
         return way
 
 

@@ -29,6 +29,7 @@ def test_families_groups_and_commas() -> None:
     assert _names("MedBN,Track, no window, track, no jump test + profile") == [
         *("Source", "MedBN", "Track, no jump test + profile", "Track, no window", "limit")
     ]
+    assert all(name in _names(f"MedBN,{name}") for name in ABLATIONS)
 
 
 def test_settings_of_track_are_read_from_their_name() -> None:

@@ -118,8 +118,8 @@ def split_instances(
     locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
     location_squares = scatter.squares[0] * window.faded + _squares(locations, window.mean, window.count, weight)
     if limits is not None:
-        mixed = judge.lie_apart(location_squares, limits.most)
-        unlike = mixed or judge.lie_apart(location_squares, limits.most * limits.nearly)
+        unlike = judge.lie_apart(location_squares, limits.most * limits.nearly)
+        mixed = unlike and judge.lie_apart(location_squares, limits.most)
         known = known or unlike
     location_excess = judge.excess(location_squares, 0) if known else 0.0
     rest = locations - use[0]
@@ -134,8 +134,8 @@ def split_instances(
         share = source.share.unsqueeze(1)
         average, before = half @ share, scatter.half @ share if window.count > 0 else scatter.half
         together = scatter.together * window.faded + _squares(average, before, window.count, share.new_ones(1))
-        mixed = mixed or judge.vary_together(together, limits.together)
-        unlike = unlike or mixed or judge.vary_together(together, limits.together * limits.nearly)
+        if not mixed and judge.vary_together(together, limits.together * limits.nearly):
+            unlike, mixed = True, judge.vary_together(together, limits.together)
         known = known or unlike
     scale_excess = judge.excess(scale_squares, 1) if known else 0.0
     half_mean = half.mean(0)
