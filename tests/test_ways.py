@@ -51,7 +51,26 @@ def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
         after = once.compared(xy(*answers))
         assert after.entropies == once.entropies
         assert after.count == pytest.approx(math.exp(-4 / 32))
-    assert once.compared(xy(nothing, torch.tensor([[0.9, 0.1]] * 4))).count == pytest.approx(4 + math.exp(-4 / 32))
+    four = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    assert once.compared(xy(nothing, four)).count == pytest.approx(4 + math.exp(-4 / 32))
+
+
+def test_an_instance_that_is_shown_again_counts_once():
+    shown = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.9, 0.1], [0.90001, 0.09999], [0.9, 0.1]])
+    other = torch.tensor([[0.6, 0.4], [0.2, 0.8], [0.6, 0.4], [0.6, 0.4], [0.5, 0.5]])  # the last one is another
+    after = Doubts().compared(xy(shown, other))
+    assert after.count == 3
+    expected = Doubts().compared(xy(shown[[0, 1, 4]], other[[0, 1, 4]]))
+    assert after.entropies == expected.entropies
+    assert torch.equal(after.means, expected.means)
+
+
+def test_a_camera_that_stands_still_has_little_to_say_of_the_ways():
+    still = torch.tensor([[0.6, 0.4]] * 16), torch.tensor([[0.99, 0.01]] * 16)
+    doubts = Doubts()
+    for _ in range(50):
+        doubts = doubts.compared(xy(*still))
+    assert doubts.count == pytest.approx(1 / (1 - math.exp(-16 / 32)))
 
 
 def test_answers_that_cannot_be_compared_change_nothing():
@@ -80,6 +99,14 @@ def test_looks_become_rare_and_a_jump_brings_them_back():
     assert (doubts.age, doubts.met) == (129, 2)
     assert not doubts.due
     assert doubts._replace(since=9.0).due
+
+
+def test_a_mixed_stream_has_met_no_domain():
+    doubts = Doubts().passed(16, jumped=False).passed(16, jumped=False)
+    assert doubts.met == 32
+    doubts = doubts.passed(16, jumped=False, mixed=True)
+    assert (doubts.age, doubts.met) == (3, 0)
+    assert doubts.passed(16, jumped=False).met == 16
 
 
 def doubts(count=30.0, **told):
@@ -297,6 +324,7 @@ def test_mixed_digits_keep_to_their_own_statistics_and_a_restart_changes_nothing
     batches = list(images.split(16))
     adapted, _ = adapted_to(batches[:20])
     assert way_of(adapted) == OWN
+    assert adapted._streams[STREAM].composition.doubts.met < 320  # it was found to be mixed on the way
     assert all("per instance" in site.status for site in adapted.report().sites)
     again = na.adapt(usps_net(), None, na.Track())
     again.restore(adapted.snapshot())
@@ -415,6 +443,22 @@ def test_what_a_window_has_met_is_that_of_the_pass_that_is_remembered():
                 adapted(batch)
         assert way_of(adapted) == SOURCE
         assert adapted._streams[STREAM].composition.doubts.met == met
+
+
+def test_what_a_site_finds_mixed_is_mixed_for_the_stream():
+    class Finds(Sequenced):
+        def step(self, state, evidence, source):
+            after, statistics = super().step(state, evidence, source)
+            return after, statistics._replace(mixed=source.name == "features.1" and evidence.count == 16)
+
+    adapted = na.adapt(usps_net(), policy=Finds())
+    images = digits()[0]
+    met = []
+    with torch.no_grad():
+        for batch in (images[:12], images[12:28], images[28:48]):
+            adapted(batch)
+            met.append(adapted._streams[STREAM].composition.doubts.met)
+    assert met == [12, 0, 20]
 
 
 def test_a_site_that_skips_a_batch_keeps_the_way_that_its_statistics_are_of():

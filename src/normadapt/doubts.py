@@ -39,7 +39,7 @@ class Doubts(NamedTuple):
     Args:
         age: Batches so far; fewer after a jump.
         since: Batches since the last look.
-        met: Instances since the last jump.
+        met: Instances of one domain: since the last jump, and since the stream was last found to be mixed.
         count: Instances compared; older ones fade.
         ways: Names of the ways that were compared, in the order of the next two; empty before the first look.
         entropies: Mean entropy under each of them.
@@ -54,10 +54,10 @@ class Doubts(NamedTuple):
     entropies: tuple[float, ...] = ()
     means: Tensor | None = None
 
-    def passed(self, n: int, *, jumped: bool) -> Doubts:
+    def passed(self, n: int, *, jumped: bool, mixed: bool = False) -> Doubts:
         """The same after a batch of n."""
         age, met = (min(self.age, float(_AFTER_A_JUMP)), 0.0) if jumped else (self.age, self.met)
-        return self._replace(age=age + 1, since=self.since + 1, met=met + n)
+        return self._replace(age=age + 1, since=self.since + 1, met=0.0 if mixed else met + n)
 
     @property
     def due(self) -> bool:
@@ -67,8 +67,9 @@ class Doubts(NamedTuple):
     def compared(self, answers: Mapping[str, Tensor | None]) -> Doubts:
         """The same with a batch's class probabilities (n, K) under each way.
 
-        An instance counts where all are finite and at least one way prefers something. Answers of different shapes
-        cannot be compared, and change nothing; where other ways or classes were compared before, that is void.
+        An instance counts where all are finite and at least one way prefers something, and once only: a camera that
+        stands still, or is blank, shows the model nothing by showing it again. Answers of different shapes cannot be
+        compared, and change nothing; where other ways or classes were compared before, that is void.
         """
         known = [answer.double().clamp_min(0.0) for answer in answers.values() if answer is not None]
         if len(known) < len(answers) or len({answer.shape for answer in known}) > 1:
@@ -76,6 +77,7 @@ class Doubts(NamedTuple):
         probabilities = torch.stack(known)
         entropies = entropy(probabilities)
         counts = entropies.isfinite().all(0) & prefer_something(entropies.amin(0), probabilities.shape[2])
+        counts &= _first_of_its_kind(entropies)
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
             return self._replace(since=0.0, count=faded)
@@ -93,3 +95,11 @@ class Doubts(NamedTuple):
             return {}
         whole = entropy(self.means).tolist()
         return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
+
+
+def _first_of_its_kind(entropies: Tensor) -> Tensor:
+    """Which instances (n,) are answered as surely as none before them, to a thousandth in each way (ways, n)."""
+    kinds = zip(*entropies.clamp_min(1e-30).log().mul_(1000.0).round_().tolist(), strict=True)
+    first: dict[tuple[float, ...], int] = {}
+    alone = [first.setdefault(kind, index) == index for index, kind in enumerate(kinds)]
+    return torch.tensor(alone, dtype=torch.bool, device=entropies.device)

@@ -63,7 +63,7 @@ class Forward:
         answer = self._pass(way)
         told = answer.probabilities
         n = 0 if told is None else len(told)
-        doubts = before.passed(n, jumped=answer.running.jumped)
+        doubts = self._passed(answer, n)
         if len(self.ways) > 1 and doubts.due and told is not None:
             way, answer, doubts = self._look(answer, n)
         with outside_autograd():
@@ -76,18 +76,22 @@ class Forward:
 
     def _look(self, first: Answer, n: int) -> tuple[str, Answer, Doubts]:
         """The best of the ways for this batch, its answer, and what is known of all of them."""
-        before = self.stream.composition.doubts
         answers = self._in_all_ways(first)
         with outside_autograd():
             told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
-            way = self._choose(before.passed(n, jumped=first.running.jumped).compared(told))
+            way = self._choose(self._passed(first, n).compared(told))
             answer = answers[way]
-            doubts = before.passed(n, jumped=answer.running.jumped).compared(told)
+            doubts = self._passed(answer, n).compared(told)
         if answer is not first and torch.is_grad_enabled():
             answer = self._pass(answer.running.way)
         else:
             install(self.hooks, answer.running.records)  # those of the last way that was passed may be in the layers
         return way, answer, doubts
+
+    def _passed(self, answer: Answer, n: int) -> Doubts:
+        """What is known of the ways after a batch of n whose answer is this."""
+        running = answer.running
+        return self.stream.composition.doubts.passed(n, jumped=running.jumped, mixed=running.mixed)
 
     def _in_all_ways(self, first: Answer) -> dict[str, Answer]:
         """Answers in each of the ways, in their order; `first` is the one that is there already."""

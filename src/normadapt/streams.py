@@ -49,8 +49,9 @@ class Stream(NamedTuple):
 class Pass:
     """One adapting forward pass (or a policy's several): the records that the stream will have if it succeeds.
 
-    `way` is the one of the policy's ways in which it goes; `jumped` and `split` say afterwards whether a site gathers
-    its evidence anew, and whether one gave instances statistics of their own.
+    `way` is the one of the policy's ways in which it goes; `jumped`, `mixed` and `split` say afterwards whether a
+    site gathers its evidence anew, whether one finds several domains in the stream, and whether one gave instances
+    statistics of their own.
     """
 
     def __init__(self, policy: Any, stream: Stream, *, watched: bool = False, way: str = "") -> None:
@@ -61,7 +62,7 @@ class Pass:
         self.bad: Tensor | None = None
         self.index = 0
         self.way = way
-        self.jumped = self.split = False
+        self.jumped = self.split = self.mixed = False
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._needs_input = bool(getattr(policy, "needs_input", False))
         self._had_evidence = False
@@ -116,6 +117,7 @@ class Pass:
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
         self.jumped = self.jumped or statistics.jumped
+        self.mixed = self.mixed or statistics.mixed
         instances = None
         if statistics.instances is not None:
             instances = self._instance_map(hook, statistics.instances, buffers, evidence.instances, x, kept)

@@ -110,6 +110,7 @@ class Statistics(NamedTuple):
         diagnostics: For the report, kept until the next; without any the report shows the shift of what is in use.
         carry: Handed to the next site of the same forward pass as `evidence.upstream`.
         jumped: Whether evidence is gathered anew from this batch on.
+        mixed: Whether the stream is found to be of several domains at once.
     """
 
     mean: PerChannel | None
@@ -118,6 +119,7 @@ class Statistics(NamedTuple):
     diagnostics: Diagnostics | None = None
     carry: Any = None
     jumped: bool = False
+    mixed: bool = False
 
 
 class Policy:

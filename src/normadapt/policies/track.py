@@ -227,7 +227,7 @@ class Track(Policy):
             diagnostics = diagnostics._replace(weight=(0.0, 0.0), noise=None, status=status)
         # The sites behind this one need not find it out themselves.
         carry = Found(scatter.mixed or before.mixed, apart, after.odds)
-        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry, jumped)
+        return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry, jumped, carry.mixed)
 
     def _jumped(
         self, state: TrackState, here: LocationScale, evidence: Evidence, spread: Spread, source: Source

@@ -42,12 +42,14 @@ def choose_way(doubts: Doubts) -> str:
     sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
     window's statistics is shrunk as if six more instances had shown none, and a way whose answers tell next to nothing
     (I up to 0.2) is not taken. Instances' own may be worse by 0.5 at first, by half of that after 128 instances without
-    a jump: neither runs of a class nor mixed domains harm them, while a window has yet to meet both.
+    a jump, and by 0.5 for as long as a stream is mixed: neither runs of a class nor mixed domains harm them, while a
+    window has yet to meet both or has met the latter.
 
     If instances' own statistics leave the model nothing to tell, then their moments are what they show, and a window
     that has met one class only has moved to that class. In a run of a class I is small in the right way, too. So the 5
-    is 5 N/(N + 128) then, after N instances without a jump, and the source's may tell nothing. They have to be better
-    by 0.2 there; by 1 where instances' own statistics do tell; by 0.45 with a profile, where these are not compared.
+    is 5 N/(N + 128) then, after N instances without a jump in a stream that is not mixed, and the source's may tell
+    nothing. They have to be better by 0.2 there; by 1 where instances' own statistics do tell; by 0.45 with a profile,
+    where these are not compared.
 
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
