@@ -206,6 +206,37 @@ def test_a_jump_forgets_the_window_but_not_how_the_stream_is_correlated():
     assert after[place + "projections"].shape == (2, 8)
 
 
+class Told(nn.Module):
+    """A layer in a model whose output gives no class probabilities."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return {"features": self.bn(x)}
+
+
+def test_a_shift_that_one_draw_of_classes_could_be_is_no_jump_with_every_batch():
+    g = torch.Generator().manual_seed(1)
+    centres = torch.randn(10, 16, 1, 1, generator=g)
+
+    def draw(n):
+        return centres[torch.randint(10, (n,), generator=g)] + torch.randn(n, 16, 4, 4, generator=g)
+
+    source = draw(4000)
+    model = Told().eval()
+    model.bn.running_mean, model.bn.running_var = source.mean((0, 2, 3)), source.var((0, 2, 3))
+    adapted = na.adapt(model)
+    shift = 2 * torch.linspace(-1, 1, 16).view(1, 16, 1, 1)
+    with torch.no_grad():
+        for _ in range(40):
+            adapted(draw(16) + shift)
+    (site,) = adapted.report().sites
+    assert site.status == "tracking"
+    assert adapted._streams["default"].records[0].state.count >= 480  # of 640
+
+
 def test_a_layer_that_scatters_much_by_nature_is_not_taken_for_correlated():
     case = CASES["1d"]  # one position: its instances' locations are all of its variance, above what counts as natural
     model = case.model()

@@ -287,13 +287,14 @@ class Track(Policy):
         belief = self._believe(squared, cumulants, source, found_before(evidence).odds)
         prior = [a if yes else 0.0 for a, yes in zip(belief.shift, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
-        noise = None
+        noise = spread.sampling_variance(between, within)
         if prior[0] == prior[1] == 0.0:
-            place, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
+            # A shift that is not significant may be there all the same, and as far as the noise hides it the next batch
+            # may lie from 0. Taken for a jump, it would start a window as young as this one, and so would the next.
+            place, uncertainty = torch.zeros_like(shift), pair(noise @ source.share)
             use = place
             m_use, v_use = source.mean, source.variance
         else:
-            noise = spread.sampling_variance(between, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
             weights = spare / (spare + noise)
             place = use = weights * shift
@@ -309,7 +310,8 @@ class Track(Policy):
         seen = project(evidence, shift, squared, weight, units)
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
-        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
+        shown = noise if any(prior) else None
+        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, shown, seen)
         after = state._replace(
             use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen, odds=belief.odds
         )
