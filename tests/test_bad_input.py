@@ -321,3 +321,16 @@ def test_a_policy_that_returns_something_else_is_told(answer):
     adapted = na.adapt(NET.model(), policy=Slip())
     with pytest.raises(TypeError, match=r"Slip.step\(\) must return a pair .* for '1'"):
         run(adapted, [NET.source(4)])
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 16), (16,), (2, 4, 16, 16)])
+def test_a_shape_that_the_layer_refuses_is_refused_in_its_own_words(shape):
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    adapted = na.adapt(model)
+    before = adapted.snapshot()
+    with pytest.raises((ValueError, RuntimeError)) as plain:
+        model(torch.ones(shape))
+    with pytest.raises(type(plain.value)) as ours:
+        adapted(torch.ones(shape))
+    assert str(ours.value) == str(plain.value)
+    assert same(before, adapted.snapshot())

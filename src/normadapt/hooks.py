@@ -57,6 +57,7 @@ class SiteHook:
         self.source = source
         self.original = original
         self.current: Visitor | None = None
+        self._channels = source.mean.shape[0]
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -65,6 +66,8 @@ class SiteHook:
         if self.current is None:
             return None
         x = layer_input(args, kwargs)
+        if x.dim() < 2 or x.shape[1] != self._channels:
+            return None  # the layer itself knows best what is wrong, and says so
         with outside_autograd():
             instances = self.current.step(self, x.detach())
         if instances is None:
