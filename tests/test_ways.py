@@ -65,6 +65,13 @@ def test_an_instance_that_is_shown_again_counts_once():
     assert torch.equal(after.means, expected.means)
 
 
+def test_the_same_confidence_in_another_class_is_another_answer():
+    sure = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    after = Doubts().compared(xy(sure, sure))
+    assert after.count == 2
+    assert after.means.tolist() == [[0.5, 0.5]] * 2
+
+
 def test_a_camera_that_stands_still_has_little_to_say_of_the_ways():
     still = torch.tensor([[0.6, 0.4]] * 16), torch.tensor([[0.99, 0.01]] * 16)
     doubts = Doubts()

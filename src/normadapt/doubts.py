@@ -77,7 +77,7 @@ class Doubts(NamedTuple):
         probabilities = torch.stack(known)
         entropies = entropy(probabilities)
         counts = entropies.isfinite().all(0) & prefer_something(entropies.amin(0), probabilities.shape[2])
-        counts &= _first_of_its_kind(entropies)
+        counts &= _first_of_its_kind(entropies, probabilities.argmax(2))
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
             return self._replace(since=0.0, count=faded)
@@ -97,9 +97,10 @@ class Doubts(NamedTuple):
         return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
 
 
-def _first_of_its_kind(entropies: Tensor) -> Tensor:
-    """Which instances (n,) are answered as surely as none before them, to a thousandth in each way (ways, n)."""
-    kinds = zip(*entropies.clamp_min(1e-30).log().mul_(1000.0).round_().tolist(), strict=True)
+def _first_of_its_kind(entropies: Tensor, labels: Tensor) -> Tensor:
+    """Which instances (n,) are answered unlike all before: entropy (to 0.001) or label differ in a way (ways, n)."""
+    digits = entropies.clamp_min(1e-30).log().mul_(1000.0).round_()
+    kinds = zip(*torch.cat((digits, labels.to(digits.dtype))).tolist(), strict=True)
     first: dict[tuple[float, ...], int] = {}
     alone = [first.setdefault(kind, index) == index for index, kind in enumerate(kinds)]
     return torch.tensor(alone, dtype=torch.bool, device=entropies.device)
