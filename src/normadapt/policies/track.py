@@ -289,9 +289,13 @@ class Track(Policy):
         weights: LocationScale | Pair = (0.0, 0.0)
         noise = spread.sampling_variance(between, within)
         if prior[0] == prior[1] == 0.0:
-            # A shift that is not significant may be there all the same, and as far as the noise hides it the next batch
-            # may lie from 0. Taken for a jump, it would start a window as young as this one, and so would the next.
-            place, uncertainty = torch.zeros_like(shift), pair(noise @ source.share)
+            place, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
+            if jumped or any(state.uncertainty):
+                # After a jump the stream is not where it was, and a shift may be there though it is not significant: as
+                # far as the window shows one and noise may hide one. Otherwise the next batch would be a jump from 0,
+                # start a window as young as this one, and so on for ever.
+                hidden, shown = pair(noise @ source.share), (squared[0] / sum_weight[0], squared[1] / sum_weight[0])
+                uncertainty = min(hidden[0], shown[0]), min(hidden[1], shown[1])
             use = place
             m_use, v_use = source.mean, source.variance
         else:
@@ -310,8 +314,9 @@ class Track(Policy):
         seen = project(evidence, shift, squared, weight, units)
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
-        shown = noise if any(prior) else None
-        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, shown, seen)
+        diagnostics = Diagnostics(
+            worth, excess, squared, cumulants, weights, status, noise if any(prior) else None, seen
+        )
         after = state._replace(
             use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen, odds=belief.odds
         )
