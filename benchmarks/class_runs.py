@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 import torch
-from long_run import CLEAN, Material, fashion, usps
-from torch import Tensor, nn
+from long_run import CLEAN, Material, fashion, share_right, usps
+from torch import Tensor
 
 import normadapt as na
 
@@ -26,13 +26,6 @@ def in_runs(labels: Tensor, parts: int) -> Tensor:
     """Indices that sort each of so many parts of a stream by class."""
     whole = torch.arange(len(labels))
     return torch.cat([part[torch.argsort(labels[part], stable=True)] for part in whole.chunk(parts)])
-
-
-@torch.no_grad()
-def percent_right(model: nn.Module, inputs: Tensor, labels: Tensor, size: int) -> float:
-    """Of the answers to a stream in batches."""
-    right = [model(x).argmax(1) == y for x, y in zip(inputs.split(size), labels.split(size), strict=True)]
-    return 100 * float(torch.cat(right).double().mean())
 
 
 def table(name: str, material: Material, images: int, seed: int) -> None:
@@ -48,7 +41,7 @@ def table(name: str, material: Material, images: int, seed: int) -> None:
         for size in SIZES:
             stream = inputs[order], labels[order], size
             models = material.model, na.adapt(material.model), na.adapt(material.model, material.profile)
-            source, alone, profiled = (percent_right(model, *stream) for model in models)
+            source, alone, profiled = (100 * share_right(model, *stream) for model in models)
             print(f"{run:>6} {size:6} {source:7.1f} {alone:7.1f} {profiled:16.1f}", flush=True)
 
 

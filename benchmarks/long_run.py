@@ -71,18 +71,25 @@ def fashion(seed: int) -> Material:
     )
 
 
+@torch.no_grad()
+def share_right(model: nn.Module, inputs: Tensor, labels: Tensor, size: int) -> float:
+    """Of the answers to a stream in batches."""
+    right = sum(
+        int((model(batch).argmax(1) == truth).sum())
+        for batch, truth in zip(inputs.split(size), labels.split(size), strict=True)
+    )
+    return right / len(labels)
+
+
 def clean_accuracy(adapted: na.AdaptedModel, material: Material, size: int) -> float:
     """Share of right answers to all clean images, in batches; the state is afterwards what it was."""
     state = adapted.snapshot()
     inputs, labels = material.inputs[CLEAN], material.labels[CLEAN]
     for i in range(SETTLING):
         adapted(inputs[(i * size) % (len(inputs) - size) :][:size])
-    right = sum(
-        int((adapted(batch).argmax(1) == truth).sum())
-        for batch, truth in zip(inputs.split(size), labels.split(size), strict=True)
-    )
+    accuracy = share_right(adapted, inputs, labels, size)
     adapted.restore(state)
-    return right / len(labels)
+    return accuracy
 
 
 def peak_megabytes() -> float:

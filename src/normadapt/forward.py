@@ -79,9 +79,11 @@ class Forward:
         answers = self._in_all_ways(first)
         with outside_autograd():
             told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
-            way = self._choose(self._passed(first, n).compared(told))
+            doubts = self._passed(first, n).compared(told)
+            way = self._choose(doubts)
             answer = answers[way]
-            doubts = self._passed(answer, n).compared(told)
+            passed = self._passed(answer, n)  # what the stream has met is that of the pass that is remembered
+            doubts = doubts._replace(age=passed.age, met=passed.met)
         if answer is not first and torch.is_grad_enabled():
             answer = self._pass(answer.running.way)
         else:

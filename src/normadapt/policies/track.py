@@ -287,18 +287,20 @@ class Track(Policy):
         belief = self._believe(squared, cumulants, source, found_before(evidence).odds)
         prior = [a if yes else 0.0 for a, yes in zip(belief.shift, significant, strict=True)]
         weights: LocationScale | Pair = (0.0, 0.0)
-        noise = spread.sampling_variance(between, within)
+        noise = None
         if prior[0] == prior[1] == 0.0:
             place, uncertainty = torch.zeros_like(shift), (0.0, 0.0)
             if jumped or any(state.uncertainty):
                 # After a jump the stream is not where it was, and a shift may be there though it is not significant: as
                 # far as the window shows one and noise may hide one. Otherwise the next batch would be a jump from 0,
                 # start a window as young as this one, and so on for ever.
-                hidden, shown = pair(noise @ source.share), (squared[0] / sum_weight[0], squared[1] / sum_weight[0])
+                hidden = pair(spread.sampling_variance(between, within) @ source.share)
+                shown = squared[0] / sum_weight[0], squared[1] / sum_weight[0]
                 uncertainty = min(hidden[0], shown[0]), min(hidden[1], shown[1])
             use = place
             m_use, v_use = source.mean, source.variance
         else:
+            noise = spread.sampling_variance(between, within)
             spare = noise.new_tensor(((prior[0],), (prior[1],)))
             weights = spare / (spare + noise)
             place = use = weights * shift
@@ -314,9 +316,7 @@ class Track(Policy):
         seen = project(evidence, shift, squared, weight, units)
         if not jumped:
             seen = torch.cat((state.projections[:, -_KEPT:], seen), 1)
-        diagnostics = Diagnostics(
-            worth, excess, squared, cumulants, weights, status, noise if any(prior) else None, seen
-        )
+        diagnostics = Diagnostics(worth, excess, squared, cumulants, weights, status, noise, seen)
         after = state._replace(
             use=use, place=place, uncertainty=uncertainty, pending=0.0, projections=seen, odds=belief.odds
         )
