@@ -442,14 +442,58 @@ def test_what_a_window_has_met_is_that_of_the_pass_that_is_remembered():
             after, statistics = super().step(state, evidence, source)
             return after, statistics._replace(jumped=evidence.way == self.where and evidence.count == 16)
 
-    for where, met in ((FOLLOWED, 32 + 16), (SOURCE, 16)):  # the last batch is passed in both, and SOURCE's is kept
-        adapted = na.adapt(usps_net(), policy=Jumps(where=where))
+    class Keeps(Jumps):
+        def remembers(self, way):
+            return way
+
+    # The last batch is passed in both, and answered in SOURCE.
+    for policy, met in (
+        (Jumps(where=FOLLOWED), 16),
+        (Jumps(where=SOURCE), 48),
+        (Keeps(where=FOLLOWED), 48),
+        (Keeps(where=SOURCE), 16),
+    ):
+        adapted = na.adapt(usps_net(), policy=policy)
         images = digits()[0]
         with torch.no_grad():
             for batch in (images[:12], images[12:32], images[32:48]):
                 adapted(batch)
         assert way_of(adapted) == SOURCE
         assert adapted._streams[STREAM].composition.doubts.met == met
+
+
+def test_with_the_source_in_use_deeper_sites_learn_from_adapted_inputs_alone():
+    class Unheard(na.Track):  # the predicted classes count for nothing: they differ with the way
+        def step(self, state, evidence, source):
+            return super().step(state, evidence._replace(composition=None), source)
+
+    class Unadapted(Unheard):
+        def choose(self, doubts):
+            return SOURCE
+
+    images = 3 * digits()[0][:160] + 1
+    adapted, followed = na.adapt(usps_net(), policy=Unadapted()), na.adapt(usps_net(), policy=Unheard(compares=False))
+    looked = []
+    with torch.no_grad():
+        for batch in images.split(8):
+            before = adapted._streams[STREAM].records
+            assert same(adapted(batch), usps_net()(batch))
+            after = adapted._streams[STREAM]
+            if after.composition.doubts.since == 0:
+                looked.append(batch)
+                followed(batch)
+                for mine, other in zip(after.records[1:], followed._streams[STREAM].records[1:], strict=True):
+                    # But for when the weights were computed last: here at every look.
+                    assert torch.allclose(mine.state.moments, other.state.moments, atol=0.05)
+            else:
+                assert all(mine.state is kept.state for mine, kept in zip(after.records[1:], before[1:], strict=True))
+            assert after.records[0].count == before[0].count + 8
+    assert 16 <= len(looked) < 20
+    report = adapted.report()
+    assert {site.status for site in report.sites} == {"source: surer"}
+    assert all(site.mean_weight == site.variance_weight == 0 for site in report.sites)
+    assert report.sites[1].effective_count > 8
+    assert same(dict(adapted.state_dict()), dict(usps_net().state_dict()))
 
 
 def test_what_a_site_finds_mixed_is_mixed_for_the_stream():

@@ -2,7 +2,7 @@
 
 A batch is passed through the model in the way that spoke for itself so far. If it is one to compare on, it is passed
 through in the others, too, before it is answered; then it is answered in the best, and the stream takes over the
-records of that pass alone.
+records of that pass alone, or of the one that the policy would rather learn from.
 """
 
 from __future__ import annotations
@@ -64,31 +64,35 @@ class Forward:
         told = answer.probabilities
         n = 0 if told is None else len(told)
         doubts = self._passed(answer, n)
+        learned = answer
         if len(self.ways) > 1 and doubts.due and told is not None:
-            way, answer, doubts = self._look(answer, n)
+            way, answer, learned, doubts = self._look(answer, n)
         with outside_autograd():
             composition = self.stream.composition._replace(doubts=doubts)
             if answer.probabilities is not None:
                 finite = _of_finite([answer])[0]
                 answer = answer._replace(probabilities=finite)
                 composition = composition.update(finite)
-        return Stream(answer.running.taken_as(way), composition), answer
+        records = answer.running.taken_as(way)
+        if learned.running.way != answer.running.way:
+            records = [record.answered_as(r) for record, r in zip(learned.running.records, records, strict=True)]
+        return Stream(records, composition), answer
 
-    def _look(self, first: Answer, n: int) -> tuple[str, Answer, Doubts]:
-        """The best of the ways for this batch, its answer, and what is known of all of them."""
+    def _look(self, first: Answer, n: int) -> tuple[str, Answer, Answer, Doubts]:
+        """The best of the ways for this batch, its answer, the one to learn from, and what is known of all of them."""
         answers = self._in_all_ways(first)
         with outside_autograd():
             told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
             doubts = self._passed(first, n).compared(told)
             way = self._choose(doubts)
-            answer = answers[way]
-            passed = self._passed(answer, n)  # what the stream has met is that of the pass that is remembered
+            answer, learned = answers[way], answers[self.policy.remembers(way)]
+            passed = self._passed(learned, n)  # what the stream has met is that of the pass that is remembered
             doubts = doubts._replace(age=passed.age, met=passed.met)
         if answer is not first and torch.is_grad_enabled():
             answer = self._pass(answer.running.way)
         else:
             install(self.hooks, answer.running.records)  # those of the last way that was passed may be in the layers
-        return way, answer, doubts
+        return way, answer, learned, doubts
 
     def _passed(self, answer: Answer, n: int) -> Doubts:
         """What is known of the ways after a batch of n whose answer is this."""

@@ -38,6 +38,13 @@ class Record(NamedTuple):
     diagnostics: Diagnostics | None
     way: str = ""
 
+    def answered_as(self, answer: Record) -> Record:
+        """What another pass over the same batch has to say of the answer, where the knowledge kept is this one's."""
+        told, said = self.diagnostics, answer.diagnostics
+        if told is not None:
+            told = told.unweighted() if said is None else told._replace(weight=said.weight, noise=said.noise)
+        return self._replace(buffers=answer.buffers, status=answer.status, diagnostics=told, way=answer.way)
+
 
 class Stream(NamedTuple):
     """Records of all sites, in the order of the sites, and the predicted classes so far."""
@@ -116,12 +123,17 @@ class Pass:
             self.records[hook.index] = before._replace(count=count, excluded=lost, status=status)
             return None
         diagnostics = statistics.diagnostics or before.diagnostics
+        source_in_use = buffers is hook.original
+        if source_in_use and diagnostics is not None:
+            diagnostics = diagnostics.unweighted()
         self.jumped = self.jumped or statistics.jumped
         self.mixed = self.mixed or statistics.mixed
         instances = None
         if statistics.instances is not None:
             instances = self._instance_map(hook, statistics.instances, buffers, evidence.instances, x, kept)
-        status = "adapted" if diagnostics is None else diagnostics.status
+        status = statistics.status or (diagnostics.status if diagnostics is not None else "")
+        if not status:
+            status = "source" if source_in_use and instances is None else "adapted"
         if instances is not None:
             status += ", per instance"
         self.records[hook.index] = Record(state, buffers, count, lost, status, diagnostics, self.way)

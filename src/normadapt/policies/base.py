@@ -98,6 +98,12 @@ class Diagnostics(NamedTuple):
     noise: LocationScale | None = None
     projections: Tensor | None = None
 
+    def unweighted(self) -> Diagnostics:
+        """The same where the evidence has no say, and the source's statistics are in use."""
+        if isinstance(self.weight, tuple) and not any(self.weight):
+            return self
+        return self._replace(weight=(0.0, 0.0), noise=None)
+
 
 class Statistics(NamedTuple):
     """What a layer is to normalize with for this batch.
@@ -111,6 +117,7 @@ class Statistics(NamedTuple):
         carry: Handed to the next site of the same forward pass as `evidence.upstream`.
         jumped: Whether evidence is gathered anew from this batch on.
         mixed: Whether the stream is found to be of several domains at once.
+        status: For the report, where these `diagnostics` have none to say or are not there.
     """
 
     mean: PerChannel | None
@@ -120,6 +127,7 @@ class Statistics(NamedTuple):
     carry: Any = None
     jumped: bool = False
     mixed: bool = False
+    status: str = ""
 
 
 class Policy:
@@ -161,6 +169,13 @@ class Policy:
         Asked before every batch, and once more when the batch itself has been compared.
         """
         return ""
+
+    def remembers(self, way: str) -> str:
+        """Of which way's pass the states are kept after a batch that was compared and is answered in `way`.
+
+        Default: its own. Another's where what deeper sites see in this way is not what they are to learn from.
+        """
+        return way
 
     def init(self, source: Source) -> State:
         """The state of a site that has seen nothing. Default: none."""

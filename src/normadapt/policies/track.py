@@ -33,7 +33,7 @@ from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
-from normadapt.policies.ways import OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
+from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
@@ -133,6 +133,10 @@ class Track(Policy):
         """The way that the model's answers speak for, see `choose_way`."""
         return choose_way(doubts)
 
+    def remembers(self, way: str) -> str:
+        """While the source's statistics are in use, the window that is followed when the ways are compared."""
+        return FOLLOWED if way == SOURCE else way
+
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
         zeros = torch.zeros_like(source.mean)
@@ -154,6 +158,9 @@ class Track(Policy):
 
     def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
         """One batch: test for a jump, pool, weigh, and split the instances if they are of several domains."""
+        if evidence.way == SOURCE and evidence.upstream is not None:
+            # What is before this site is not adapted, so its input is not what it is to adapt to.
+            return state, Statistics(source.mean, source.variance, carry=evidence.upstream, status=_SURER)
         n = evidence.count
         if self.location == "huber":
             evidence = with_huber_location(evidence)
