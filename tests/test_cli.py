@@ -47,6 +47,23 @@ def unlabelled():
 
 def broken():
     raise KeyError("a mistake of the user's own")
+
+def coloured():
+    return [torch.zeros(5, 3, 8, 8)]
+
+def blank():
+    return [torch.full((5, 1, 8, 8), float("nan")), torch.zeros(3, 1, 8, 8)]
+
+class Mistaken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.norm(x) + {}["a mistake of the model's own"]
+
+def mistaken():
+    return Mistaken()
 """
 
 
@@ -189,8 +206,32 @@ def test_mistakes_get_a_paragraph_and_exit_code_2(spec, arguments, said):
 
 
 def test_an_error_of_the_user_s_code_keeps_its_traceback(spec):
-    outcome = call("run", spec("broken"), spec("target"), code=1)
-    assert isinstance(outcome.exception, KeyError)
+    for model, data in (("broken", "target"), ("mistaken", "blank")):
+        outcome = call("run", spec(model), spec(data), code=1)
+        assert isinstance(outcome.exception, KeyError)
+
+
+@pytest.mark.parametrize("verb", ["run", "profile", "recalibrate"])
+def test_data_that_do_not_fit_the_model_get_a_paragraph(spec, verb):
+    out = [] if verb == "run" else ["--out", "file.st"]
+    outcome = call(verb, spec("model"), spec("coloured"), *out, code=2)
+    assert outcome.stdout == ""
+    assert "MODEL raised RuntimeError for a batch of shape (5, 3, 8, 8) of float32" in outcome.stderr
+    assert "expected input[5, 3, 8, 8] to have 1 channels" in outcome.stderr  # torch's own words
+    assert "Traceback" not in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) <= 3
+
+
+def test_an_error_of_our_own_within_a_call_of_the_model_keeps_its_traceback(spec, monkeypatch):
+    monkeypatch.setattr(na.Track, "step", lambda *_: torch.nn.Linear(3, 3)(torch.zeros(2)))
+    assert isinstance(call("run", spec("model"), spec("target"), code=1).exception, RuntimeError)
+
+
+def test_instances_that_moved_nothing_are_told_of(spec):
+    said = call("run", spec("model"), spec("blank")).stdout
+    assert "8 instances in 2 batches" in said
+    assert "5 of them moved no statistics: NaN or Inf at a layer" in said
+    assert "moved no" not in call("run", spec("model"), spec("target")).stdout
 
 
 def test_nothing_but_json_reaches_stdout_even_with_a_terminal_s_progress(spec, tmp_path):

@@ -23,6 +23,7 @@ from normadapt.bench_command import bench
 from normadapt.dashboard_command import register as register_dashboard
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
+from normadapt.model_errors import told
 from normadapt.monitor import Recorder
 from normadapt.monitor_command import register as register_monitor
 from normadapt.monitor_command import write_page
@@ -46,8 +47,18 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except NormadaptError as error:
             # What a caller can put right is said in a paragraph; anything else keeps its traceback.
-            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            _say_error(str(error))
             raise typer.Exit(2) from error
+        except Exception as error:
+            said = told(error)
+            if said is None:
+                raise
+            _say_error(said)
+            raise typer.Exit(2) from error
+
+
+def _say_error(text: str) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 app = typer.Typer(
@@ -208,7 +219,11 @@ def run(
         return
     console = Console()
     console.print(report_table(report))
-    console.print(f"\n{answers.instances:,} instances in {answers.batches:,} batches", highlight=False)
+    batches = "1 batch" if answers.batches == 1 else f"{answers.batches:,} batches"
+    console.print(f"\n{answers.instances:,} instances in {batches}", highlight=False)
+    lost = max(site.excluded for site in report.sites)
+    if lost:
+        console.print(f"[yellow]{lost:,} of them moved no statistics: NaN or Inf at a layer[/]", highlight=False)
     if answers.accuracy is not None and answers.source_accuracy is not None:
         gain = 100 * (answers.accuracy - answers.source_accuracy)
         colour = "green" if gain > 0 else "red" if gain < 0 else "default"
