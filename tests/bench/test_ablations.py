@@ -63,13 +63,13 @@ def weight(adapted: na.AdaptedModel) -> float:
 
 def test_names_and_rows() -> None:
     names = [name for name, _ in ABLATED]
-    assert len(set(names)) == len(names) == len({repr(policy) for _, policy in ABLATED}) == 8
+    assert len(set(names)) == len(names) == len({repr(policy) for _, policy in ABLATED}) == 9
     assert set(ABLATIONS) == {name + end for name in names for end in ("", " + profile")}
     assert not set(ABLATIONS) & set(METHODS)
     for name, method in ABLATIONS.items():
         assert (method.name, method.role, method.uses_profile) == (name, "ablation", name.endswith(" + profile"))
         assert method.make.policy is POLICIES[name.removesuffix(" + profile")]  # type: ignore[attr-defined]
-    assert len({method.setting for method in ABLATIONS.values()} | {METHODS["Track"].setting}) == 17
+    assert len({method.setting for method in ABLATIONS.values()} | {METHODS["Track"].setting}) == 19
 
 
 @pytest.mark.parametrize(

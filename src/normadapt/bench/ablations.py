@@ -55,8 +55,17 @@ class NoInstances(Track):
         return scatter, None
 
 
+@dataclass(frozen=True)
+class NoAverage(Track):
+    """Small batches are tested for a jump alone, without those before them."""
+
+    def _moved(self, *_: Any) -> bool:
+        return False
+
+
 ABLATED: tuple[tuple[str, Policy], ...] = (
     ("Track, no jump test", Track(jump_probability=_NEVER)),
+    ("Track, no jumps over batches", NoAverage()),
     ("Track, no window", Track(memory=1.0)),
     ("Track, no significance test", Track(significance=_ALWAYS)),
     ("Track, no predicted classes", NoPredictions()),

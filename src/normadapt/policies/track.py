@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from normadapt.doubts import Doubts
 from normadapt.policies.base import (
@@ -28,11 +26,13 @@ from normadapt.policies.base import (
     standardize,
     unstandardize,
 )
-from normadapt.policies.belief import UNTOLD, Belief, believe
+from normadapt.policies.belief import Belief, believe
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, found_before, split_instances
+from normadapt.policies.recent import REACH, Recent
 from normadapt.policies.robust import check_location, with_huber_location
-from normadapt.policies.spread_learner import LearnedSpread, Limits, width_of
+from normadapt.policies.spread_learner import Limits, width_of
+from normadapt.policies.track_state import TrackState
 from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
@@ -45,38 +45,6 @@ _GUESSED_SIGNIFICANCE = 0.25
 _NEW_WINDOW = "new window"
 _SURER = "source: surer"  # status where the model answers better with the source's statistics
 _KEPT = 48  # instances of earlier batches whose projections are kept
-
-
-class TrackState(NamedTuple):
-    """What `Track` remembers of a site.
-
-    Args:
-        count: Instances in the window, N; older ones fade.
-        moments: Window means (2, C) of (x - m_s)/sqrt(v_s + eps) and of ((x - m_s)^2 + eps)/(v_s + eps).
-        classes: Predicted class frequencies of the window (K,); empty while unknown.
-        use: The statistics in use (2, C), as differences from the source in output units.
-        place: Where the stream is taken to be (2, C): the same without the ceiling on the weights.
-        uncertainty: Mean sampling variance of `use` over channels, P, as (location, scale).
-        spread: Scatter learned from the stream; None where a profile knows it.
-        pending: Instances in the window that `use` does not know of yet.
-        projections: Some of the window's instances along the direction of its shift (2, k), for the report's intervals.
-        correlation: How alike neighbouring instances of the stream are.
-        scatter: How far the window's instances lie apart.
-        odds: Log-odds that the stream has a shift that matters, as this site and those before it see it.
-    """
-
-    count: float  # type: ignore[assignment]  # hides tuple.count
-    moments: LocationScale
-    classes: PerClass
-    use: LocationScale
-    place: LocationScale
-    uncertainty: Pair
-    spread: LearnedSpread | None
-    pending: float
-    projections: Tensor
-    correlation: Correlation
-    scatter: Scatter
-    odds: float = UNTOLD
 
 
 @dataclass(frozen=True)
@@ -139,22 +107,7 @@ class Track(Policy):
 
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
-        zeros = torch.zeros_like(source.mean)
-        learned = LearnedSpread.empty(source) if source.spread is None else None
-        none = torch.stack((zeros, zeros))
-        return TrackState(
-            0.0,
-            none,
-            zeros.new_zeros(0),
-            none,
-            none,
-            (0.0, 0.0),
-            learned,
-            0.0,
-            none[:, :0],
-            Correlation(zeros),
-            Scatter.empty(source),
-        )
+        return TrackState.empty(source)
 
     def step(self, state: TrackState, evidence: Evidence, source: Source) -> tuple[TrackState, Statistics]:
         """One batch: test for a jump, pool, weigh, and split the instances if they are of several domains."""
@@ -171,11 +124,19 @@ class Track(Policy):
 
         batch = standardize(evidence.both, units)
         location, ratio = batch.unbind()
+        moments = torch.stack(
+            (location, torch.addcmul(ratio, location, location))
+        )  # first and second, about the source
         correlation, jumped = state.correlation, False
+        recent, before = state.recent.update(moments, evidence.composition, n), found_before(evidence)
         if state.count > 0:
             here = torch.stack((location, ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)))
             jumped = self._jumped(state, here, evidence, spread, source)
+            if not jumped and n < REACH:  # too few to tell by themselves
+                # Where a window before this one begins anew, its own evidence is of inputs that are no more.
+                jumped = before.jumped or (recent.is_due and self._moved(state, recent, evidence, spread, source))
             if jumped:
+                recent = recent.begun(moments, n)
                 correlation = correlation.interrupted()
             else:
                 one = spread.instance[0][0] if state.spread is None else state.spread.one
@@ -187,7 +148,7 @@ class Track(Policy):
             classes = classes[:0]
         elif composition is not None:
             classes, imbalance = composition.pooled(classes, state.count)
-        before, learned = found_before(evidence), None
+        learned = None
         if state.spread is not None:
             learned = state.spread.learn(
                 evidence,
@@ -205,8 +166,8 @@ class Track(Policy):
         window = Window(kept, kept / state.count if kept else 0.0, state.moments[0])
         count = kept + n
         share = n / count
-        ratio.addcmul_(location, location)  # from here on `batch` holds first and second moments about the source
-        moments = torch.lerp(state.moments, batch, share) if kept > 0 else batch
+        if kept > 0:
+            moments = torch.lerp(state.moments, moments, share)
         after = state._replace(
             count=count,
             moments=moments,
@@ -214,6 +175,7 @@ class Track(Policy):
             spread=learned,
             pending=state.pending + n,
             correlation=correlation,
+            recent=recent,
         )
         mean = variance = diagnostics = None
         if jumped or evidence.turned or after.pending >= _REFRESH * count:
@@ -233,7 +195,7 @@ class Track(Policy):
             status = _NEW_WINDOW if jumped else _SURER
             diagnostics = diagnostics._replace(weight=(0.0, 0.0), noise=None, status=status)
         # The sites behind this one need not find it out themselves.
-        carry = Found(scatter.mixed or before.mixed, apart, after.odds)
+        carry = Found(scatter.mixed or before.mixed, apart, after.odds, jumped)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry, jumped, carry.mixed)
 
     def _jumped(
@@ -242,9 +204,22 @@ class Track(Policy):
         """Whether a batch at `here` (2, C) is too far from where the stream is to belong to the window."""
         n, composition = evidence.count, evidence.composition
         effective = float(n) if composition is None else composition.effective_count(n)
+        return self._is_far(state, here, 1 / effective, 1 / n, spread, source)
+
+    def _moved(self, state: TrackState, recent: Recent, evidence: Evidence, spread: Spread, source: Source) -> bool:
+        """Whether the last instances together are too far from where the stream is, though no batch alone was."""
+        mean, second = recent.moments.unbind()
+        width = width_of(mean, second).add_(spread.location, alpha=recent.variance)
+        here = torch.stack((mean, width.log_().mul_(0.5)))
+        between = recent.share_between(evidence.composition, state.correlation.length)
+        return self._is_far(state, here, between, recent.variance, spread, source)
+
+    def _is_far(
+        self, state: TrackState, here: LocationScale, between: float, within: float, spread: Spread, source: Source
+    ) -> bool:
         squared = pair((here - state.place).square_() @ source.channel_weight)
-        location, scale = (p + a / n for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
-        cumulants = spread.cumulants(1 / effective, 1 / n, (location, scale), source.sum_weight)
+        location, scale = (p + a * within for p, a in zip(state.uncertainty, state.scatter.excess, strict=True))
+        cumulants = spread.cumulants(between, within, (location, scale), source.sum_weight)
         return any(are_below(squared, cumulants, self.jump_probability))
 
     def _between_classes(
