@@ -109,8 +109,17 @@ class Composition(NamedTuple):
         frequencies = self.last
         if classes.numel() == frequencies.numel():
             frequencies = torch.lerp(classes, frequencies, min(1.0, self.last_count / count))
+        return frequencies, self.imbalance(frequencies)
+
+    def imbalance(self, frequencies: PerClass) -> float:
+        """Squared distance of class frequencies (K,) from the source's, over what a single class has on average.
+
+        1 where the source's are unknown.
+        """
+        if self.reference is None:
+            return 1.0
         difference = frequencies - self.reference
-        return frequencies, float(difference @ difference) / max(1 - self.chance, 1e-12)
+        return float(difference @ difference) / max(1 - self.chance, 1e-12)
 
 
 class Evidence(NamedTuple):

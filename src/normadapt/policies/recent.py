@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from torch import Tensor
-
 from normadapt.shapes import LocationScale, PerClass
 from normadapt.statistics import Composition
 
@@ -67,6 +65,4 @@ class Recent(NamedTuple):
         felt = min(1.0, length * self.variance)
         if composition is None or composition.reference is None or self.classes.shape != composition.reference.shape:
             return felt
-        difference: Tensor = self.classes - composition.reference
-        imbalance = float(difference @ difference) / max(1 - composition.chance, 1e-12)
-        return max(felt, min(1.0, imbalance))
+        return max(felt, min(1.0, composition.imbalance(self.classes)))

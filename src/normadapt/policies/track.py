@@ -124,9 +124,7 @@ class Track(Policy):
 
         batch = standardize(evidence.both, units)
         location, ratio = batch.unbind()
-        moments = torch.stack(
-            (location, torch.addcmul(ratio, location, location))
-        )  # first and second, about the source
+        moments = torch.stack((location, torch.addcmul(ratio, location, location)))  # about the source
         correlation, jumped = state.correlation, False
         recent, before = state.recent.update(moments, evidence.composition, n), found_before(evidence)
         if state.count > 0:
@@ -192,8 +190,7 @@ class Track(Policy):
             own = None
         if evidence.way == SOURCE and diagnostics is not None:
             mean, variance = source.mean, source.variance
-            status = _NEW_WINDOW if jumped else _SURER
-            diagnostics = diagnostics._replace(weight=(0.0, 0.0), noise=None, status=status)
+            diagnostics = diagnostics._replace(status=_NEW_WINDOW if jumped else _SURER)
         # The sites behind this one need not find it out themselves.
         carry = Found(scatter.mixed or before.mixed, apart, after.odds, jumped)
         return after._replace(scatter=scatter), Statistics(mean, variance, own, diagnostics, carry, jumped, carry.mixed)
@@ -208,9 +205,7 @@ class Track(Policy):
 
     def _moved(self, state: TrackState, recent: Recent, evidence: Evidence, spread: Spread, source: Source) -> bool:
         """Whether the last instances together are too far from where the stream is, though no batch alone was."""
-        mean, second = recent.moments.unbind()
-        width = width_of(mean, second).add_(spread.location, alpha=recent.variance)
-        here = torch.stack((mean, width.log_().mul_(0.5)))
+        here = _shift_of(recent.moments, recent.variance, spread)
         between = recent.share_between(evidence.composition, state.correlation.length)
         return self._is_far(state, here, between, recent.variance, spread, source)
 
@@ -255,10 +250,7 @@ class Track(Policy):
     ) -> tuple[TrackState, PerChannel, PerChannel, Diagnostics]:
         """The statistics for a window: its shift, shrunk towards the source by what the window cannot know."""
         weight, sum_weight, units = source.channel_weight, source.sum_weight, source.aligned or source.units
-        mean, second = state.moments.unbind()
-        # The second moment about the window's own mean misses what that mean scatters: add it back.
-        width = width_of(mean, second).add_(spread.location, alpha=1 / state.count)
-        shift = torch.stack((mean, width.log_().mul_(0.5)))
+        shift = _shift_of(state.moments, 1 / state.count, spread)
         between += units.uncertainty
         within = 1 / state.count + units.uncertainty
         cumulants = spread.cumulants(between, within, (0.0, 0.0), sum_weight)
@@ -319,3 +311,13 @@ class Track(Policy):
     ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
         probability, most = self.mixed_probability, self.max_weight
         return split_instances(scatter, window, evidence, use, spread, source, probability, most, limits)
+
+
+def _shift_of(moments: LocationScale, variance: float, spread: Spread) -> LocationScale:
+    """Location and half-log-variance (2, C) of moments about the source whose mean has `variance` times an instance's.
+
+    The second moment about that mean misses what the mean itself scatters: it is added back.
+    """
+    mean, second = moments.unbind()
+    width = width_of(mean, second).add_(spread.location, alpha=variance)
+    return torch.stack((mean, width.log_().mul_(0.5)))
