@@ -200,6 +200,28 @@ def test_shrinkage_of_an_instance_by_hand():
     assert few[0].excess == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("most", [1.0, 0.25])
+def test_an_instance_has_at_least_its_share_whatever_explains_the_window(most):
+    site, use = source(), torch.tensor([[0.2] * 4, [0.1] * 4], dtype=torch.float64)
+    batch = evidence(torch.tensor([[2.0], [-2.0], [1.5], [-1.0]], dtype=torch.float64).expand(4, 4))
+    location, ratio = standardized(batch, site)
+    window, scale = Window(0.0, 0.0, torch.zeros(4, dtype=torch.float64)), site.variance.numpy() + site.eps
+    for spread in (known_spread(9.0, 5.0), known_spread(0.25, 5.0), known_spread(0.1, 0.001)):
+        given = Scatter.empty(site), window, batch, use, spread, site, 1e-3, most
+        found, _ = split_instances(*given)
+        same, own = split_instances(*given, None, 0.7)
+        assert same.squares == found.squares
+        assert same.excess == found.excess
+        assert torch.equal(same.half, found.half)
+        natural = spread.total[:, 0].tolist()
+        shares = [min(most, max(0.7, a / (a + b))) for a, b in zip(found.excess, natural, strict=True)]
+        assert own[0].numpy() == pytest.approx(mean_of(site, 0.2 + shares[0] * (location - 0.2)))
+        half = np.log(ratio + ((location - 0.2) * (1 - shares[0])) ** 2) / 2
+        variance = scale * np.exp(2 * (0.1 + shares[1] * (half - 0.1))) - site.eps
+        assert own[1].numpy() == pytest.approx(variance)
+    assert shares == [most, most] if most < 1 else min(shares) > 0.7
+
+
 def learn(learned, batch, at, window=None, memory=1000.0, **more):
     return learned.learn(batch, window, (batch.variance + at.eps) / (at.variance + at.eps), at, memory, **more)
 

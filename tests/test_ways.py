@@ -13,9 +13,7 @@ import normadapt as na
 from models import same
 from normadapt.demo import mnist_digits, normalized, usps_net
 from normadapt.doubts import Doubts
-from normadapt.policies.base import Source, units_about
-from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
-from normadapt.statistics import gather_evidence
+from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way
 
 STREAM = "default"
 
@@ -167,34 +165,25 @@ def test_a_first_run_of_one_class_keeps_the_source_where_instances_own_statistic
 def test_an_old_window_is_preferred_to_instances_that_are_less_sure_alone():
     told = {FOLLOWED: (0.3, 1.3), OWN: (0.32, 1.3)}
     assert choose_way(doubts(**told)) == OWN
-    assert choose_way(doubts(**told)._replace(met=128.0)) == OWN
-    assert choose_way(doubts(**told)._replace(met=5000.0)) == FOLLOWED
+    assert choose_way(doubts(**told)._replace(met=16.0)) == OWN
+    assert choose_way(doubts(**told)._replace(met=128.0)) == FOLLOWED  # nearly all classes are among them
+    few = {FOLLOWED: (0.3, 0.7), OWN: (0.31, 0.7)}
+    assert choose_way(doubts(**few)._replace(met=128.0)) == OWN  # more of one class than of all others
+    assert choose_way(doubts(**few)._replace(met=5000.0)) == FOLLOWED
+
+
+def test_imbalance_of_the_answers_by_hand():
+    even, one = [0.25] * 4, [1.0, 0.0, 0.0, 0.0]
+    half = [0.5, 0.5, 0.0, 0.0]  # 4 (1/4)^2 over (3/4)^2 + 3 (1/4)^2
+    means = torch.tensor([even, one, half], dtype=torch.float64)
+    known = Doubts(count=1.0, ways=("x", "y", "z"), entropies=(0.1,) * 3, means=means).by_way()
+    assert [known[way].imbalance for way in "xyz"] == pytest.approx([0.0, 1.0, 1 / 3])
 
 
 def test_without_a_look_and_from_a_few_instances():
     assert choose_way(Doubts()) == FOLLOWED
     told = {FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.2, 1.3)}
     assert choose_way(doubts(count=1.0, **told)) == FOLLOWED
-
-
-def test_own_statistics_by_hand():
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, 5, generator=g) * 2 + 1
-    m_s, v_s = torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 3.0]).double()
-    weight = torch.ones(2).double()
-    units = units_about(m_s, v_s, m_s, v_s, 1e-5)
-    source = Source("s", m_s, v_s, 1e-5, weight, weight / 2, (2.0, 2.0), None, None, units)
-    evidence = gather_evidence(x)[0]
-    use = torch.tensor([[0.3, -0.2], [0.1, 0.4]]).double()
-    for most in (1.0, 0.25):
-        mean, variance = own_statistics(evidence, use, source, most)
-        share = min(0.7, most)
-        common = m_s + use[0] * (v_s + 1e-5).sqrt()
-        expected = common + share * (x.double().mean(2) - common)
-        assert torch.allclose(mean, expected, rtol=1e-6)
-        about = x.double().var(2, correction=0) + (x.double().mean(2) - expected).square() + 1e-5
-        half = share * about.log() / 2 + (1 - share) * ((v_s + 1e-5).log() / 2 + use[1])
-        assert torch.allclose((variance + 1e-5).log() / 2, half, rtol=1e-5)
 
 
 def way_of(adapted):
@@ -242,26 +231,34 @@ class Forced(na.Track):
         return self.way
 
 
+class TakesItsOwn(na.Track):
+    """`Track` that follows until it has looked, then gives instances their own statistics."""
+
+    def choose(self, doubts):
+        return OWN if doubts.count else FOLLOWED
+
+
 def test_a_look_costs_two_passes_and_only_the_one_that_answered_is_remembered():
-    batch = digits()[0][:16]
-    counted = Counted(usps_net()).eval()
-    adapted, (answer,) = adapted_to([batch], model=counted)
+    batch = digits()[0][:15]
+    adapted = na.adapt(Counted(usps_net()).eval(), policy=TakesItsOwn())
+    with torch.no_grad():
+        answer = adapted(batch)
     assert adapted.model.calls == 3
-    assert adapted._streams[STREAM].composition.doubts.count == 16
+    assert adapted._streams[STREAM].composition.doubts.count == 15
     assert way_of(adapted) == OWN
     forced = na.adapt(Counted(usps_net()).eval(), policy=Forced(way=OWN))
     with torch.no_grad():
         assert torch.equal(forced(batch), answer)  # this very batch is answered by what it has told
     assert same(dict(adapted.state_dict()), dict(forced.state_dict()))  # and what a paused model uses, too
     for one, other in zip(adapted._streams[STREAM].records, forced._streams[STREAM].records, strict=True):
-        assert (one.count, one.status) == (other.count, other.status) == (16, "tracking, per instance")
+        assert (one.count, one.status) == (other.count, other.status) == (15, "tracking, per instance")
         assert torch.equal(one.state.moments, other.state.moments)
         assert torch.equal(one.state.use, other.state.use)
 
 
 def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
-    batch = digits()[0][:16]
-    adapted, seen = na.adapt(Counted(usps_net().requires_grad_(True)).eval()), []
+    batch = digits()[0][:4]
+    adapted, seen = na.adapt(Counted(usps_net().requires_grad_(True)).eval(), policy=TakesItsOwn()), []
     with adapted.observe(lambda _, shown: seen.append(shown)):
         output = adapted(batch)
     assert adapted.model.calls == 4  # two looks without graphs, and once more in the way that won
@@ -270,7 +267,65 @@ def test_an_answer_in_another_way_has_gradients_and_is_seen_by_observers():
     assert all(p.grad is not None for p in adapted.parameters())
     assert seen[0].output is output
     assert seen[0].records is adapted._streams[STREAM].records
-    assert all(moments.values.shape[1] == 16 for moments in seen[0].moments)
+    assert all(moments.values.shape[1] == 4 for moments in seen[0].moments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed(na.Track):
+    """`Track` that looks at all ways and keeps to one; with `reads` it is told of its own classes, from 16 on."""
+
+    reads: bool = True
+
+    def choose(self, doubts):
+        return FOLLOWED
+
+    def reads_again(self, n):
+        return super().reads_again(n) if self.reads else ""
+
+
+def begun(batches, **settings):
+    """An adapted model, and how often the model was called for each batch."""
+    adapted, calls = na.adapt(Counted(usps_net()).eval(), policy=Followed(**settings)), []
+    for batch in batches:
+        with torch.no_grad():
+            adapted(batch)
+        calls.append(adapted.model.calls - sum(calls))
+    return adapted, calls
+
+
+def further_passes(batches):
+    """Passes over each batch that are made to read it again."""
+    (_, more), (_, less) = begun(batches), begun(batches, reads=False)
+    return [a - b for a, b in zip(more, less, strict=True)]
+
+
+def test_a_window_is_weighed_again_by_the_classes_of_the_batch_that_it_begins_with():
+    images, labels = digits()
+    varied, other = images[:64], images[64:128] * 0.2 + 2.0
+    assert further_passes([varied, varied, other, other]) == [1, 0, 1, 0]  # at the beginning and after a jump
+    assert further_passes([varied[:15], varied[15:30]]) == [0, 0]  # so few tell nothing of classes
+    assert further_passes([torch.full_like(varied, math.nan)]) == [0]
+    (told, _), (plain, _) = begun([varied]), begun([varied], reads=False)
+    for one, rest in zip(told._streams[STREAM].records, plain._streams[STREAM].records, strict=True):
+        assert one.count == rest.count == 64
+        assert one.state.classes.shape == (10,)
+        assert one.diagnostics.noise.sum() < 0.7 * rest.diagnostics.noise.sum()
+        assert one.diagnostics.weight.mean() > rest.diagnostics.weight.mean()
+    same_class = torch.cat([images[labels == 1]] * 2)[:64]
+    (told, _), (plain, _) = begun([same_class]), begun([same_class], reads=False)
+    for one, rest in zip(told._streams[STREAM].records, plain._streams[STREAM].records, strict=True):
+        assert one.diagnostics.noise.sum() > 0.9 * rest.diagnostics.noise.sum()
+
+
+def test_what_a_batch_tells_of_itself_is_kept_once():
+    images = digits()[0][:64]
+    told, _ = begun([images])
+    plain, _ = begun([images], reads=False)
+    mine, theirs = (adapted._streams[STREAM] for adapted in (told, plain))
+    assert mine.composition.last_count == theirs.composition.last_count
+    assert mine.composition.pairs == theirs.composition.pairs == 63
+    assert mine.composition.doubts.count == theirs.composition.doubts.count
+    assert mine.composition.doubts.age == 1
 
 
 @pytest.mark.parametrize("way", ["", "sideways"])
@@ -563,7 +618,7 @@ def test_an_answer_that_two_ways_share_is_not_computed_anew_for_the_second():
     images = digits()[0]
     with torch.no_grad():
         adapted(images[:100])
-        assert adapted.model.calls == 1
+        assert adapted.model.calls == 2  # the second knew the classes
         assert way_of(adapted) == TOGETHER
         weighed.clear()
         doubts = adapted._streams[STREAM].composition.doubts

@@ -27,10 +27,12 @@ class Answers(NamedTuple):
     Args:
         entropy: Mean entropy of the class probabilities, in nats.
         told: How much an answer tells about the class: the entropy of the mean probabilities less the mean entropy.
+        imbalance: Squared distance of the mean probabilities from uniform ones, over that of a single class.
     """
 
     entropy: float
     told: float
+    imbalance: float = 0.0
 
 
 class Doubts(NamedTuple):
@@ -93,8 +95,10 @@ class Doubts(NamedTuple):
         """The answers under each of the ways that were compared; none before the first look."""
         if self.means is None:
             return {}
-        whole = entropy(self.means).tolist()
-        return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
+        whole, even = entropy(self.means).tolist(), 1 / self.means.shape[1]
+        distances = ((self.means - even).square().sum(1) / (1 - even)).tolist()
+        known = zip(self.ways, self.entropies, whole, distances, strict=True)
+        return {way: Answers(h, t - h, d) for way, h, t, d in known}
 
 
 def _first_of_its_kind(entropies: Tensor, labels: Tensor) -> Tensor:

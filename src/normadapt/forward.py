@@ -17,6 +17,7 @@ from torch import Tensor
 from normadapt.doubts import Doubts
 from normadapt.hooks import SiteHook, outside_autograd
 from normadapt.predictions import Predictions, class_probabilities
+from normadapt.statistics import Composition
 from normadapt.streams import Pass, Stream, install
 
 
@@ -82,17 +83,38 @@ class Forward:
         """The best of the ways for this batch, its answer, the one to learn from, and what is known of all of them."""
         answers = self._in_all_ways(first)
         with outside_autograd():
-            told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
-            doubts = self._passed(first, n).compared(told)
+            doubts = self._compared(answers, first, n)
             way = self._choose(doubts)
+            again = self._read_again(answers, way, n)
+            if again is not answers:
+                answers, doubts = again, self._compared(again, first, n)
+                way = self._choose(doubts)
             answer, learned = answers[way], answers[self.policy.remembers(way)]
             passed = self._passed(learned, n)  # what the stream has met is that of the pass that is remembered
             doubts = doubts._replace(age=passed.age, met=passed.met)
         if answer is not first and torch.is_grad_enabled():
-            answer = self._pass(answer.running.way)
+            answer = self._pass(answer.running.way, answer.running.told)
         else:
             install(self.hooks, answer.running.records)  # those of the last way that was passed may be in the layers
         return way, answer, learned, doubts
+
+    def _compared(self, answers: Mapping[str, Answer], first: Answer, n: int) -> Doubts:
+        told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
+        return self._passed(first, n).compared(told)
+
+    def _read_again(self, answers: dict[str, Answer], way: str, n: int) -> dict[str, Answer]:
+        """The same where a window begins, with another pass that knows which classes the best of them predicts."""
+        again = self.policy.reads_again(n)
+        if again not in answers or not (self.stream.composition.doubts.age == 0 or answers[again].running.jumped):
+            return answers
+        before = answers[again]
+        probabilities = _of_finite([answers[way]])[0]
+        told = None if probabilities is None else self.stream.composition.update(probabilities)
+        if told is None or told.last is None:
+            return answers
+        with torch.no_grad():
+            after = self._pass(again, told)
+        return {way: after if answer is before else answer for way, answer in answers.items()}
 
     def _passed(self, answer: Answer, n: int) -> Doubts:
         """What is known of the ways after a batch of n whose answer is this."""
@@ -111,10 +133,10 @@ class Forward:
                         found[way] = self._pass(way)
         return {way: found[way] for way in self.ways}
 
-    def _pass(self, way: str) -> Answer:
+    def _pass(self, way: str, told: Composition | None = None) -> Answer:
         """The model's answer on one pass (or the policy's several), from the stream's own statistics."""
         install(self.hooks, self.stream.records)  # a site that skips the batch is not to keep another way's
-        running = Pass(self.policy, self.stream, watched=self.watched, way=way)
+        running = Pass(self.policy, self.stream, watched=self.watched, way=way, told=told)
         try:
             for hook in self.hooks:
                 hook.current = running

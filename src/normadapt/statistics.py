@@ -139,6 +139,7 @@ class Evidence(NamedTuple):
         pass_index: Which forward pass over this batch it is, from 0; see `Policy.passes`.
         way: Which of the policy's ways the batch is to be normalized in, see `Policy.ways`; "" where it has none.
         turned: Whether the batch before was normalized in another way: `Statistics` cannot leave what is in use.
+        told: `composition` with the batch's own predicted classes, where it is passed once more to know them, or None.
     """
 
     count: int  # type: ignore[assignment]  # hides tuple.count
@@ -152,6 +153,7 @@ class Evidence(NamedTuple):
     pass_index: int = 0
     way: str = ""
     turned: bool = False
+    told: Composition | None = None
 
     @property
     def mean(self) -> PerChannel:

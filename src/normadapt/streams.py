@@ -58,17 +58,25 @@ class Pass:
 
     `way` is the one of the policy's ways in which it goes; `jumped`, `mixed` and `split` say afterwards whether a
     site gathers its evidence anew, whether one finds several domains in the stream, and whether one gave instances
-    statistics of their own.
+    statistics of their own. `told` knows the batch's own predicted classes, where it has been passed before.
     """
 
-    def __init__(self, policy: Any, stream: Stream, *, watched: bool = False, way: str = "") -> None:
+    def __init__(
+        self,
+        policy: Any,
+        stream: Stream,
+        *,
+        watched: bool = False,
+        way: str = "",
+        told: Composition | None = None,
+    ) -> None:
         self.policy = policy
         self.records = list(stream.records)
         self.composition = stream.composition if stream.composition.last is not None else None
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
-        self.way = way
+        self.way, self.told = way, told
         self.jumped = self.split = self.mixed = False
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._needs_input = bool(getattr(policy, "needs_input", False))
@@ -106,7 +114,7 @@ class Pass:
             evidence = evidence._replace(input=x if kept is None else x[kept])
         turned = self.way != before.way
         if not first or self.way or turned:
-            evidence = evidence._replace(pass_index=self.index, way=self.way, turned=turned)
+            evidence = evidence._replace(pass_index=self.index, way=self.way, turned=turned, told=self.told)
         result = self.policy.step(before.state, evidence, hook.source)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], Statistics):
             raise TypeError(

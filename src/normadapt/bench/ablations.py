@@ -51,8 +51,10 @@ class NoInstances(Track):
         way = super().choose(doubts)
         return TOGETHER if way == OWN else way
 
-    def _split(self, scatter: Any, *others: Any) -> tuple[Any, None]:
-        return scatter, None
+    def _split(self, scatter: Any, window: Any, evidence: Any, *others: Any) -> tuple[Any, Any]:
+        # Their own are still compared, as what they tell bears on the source, too.
+        own = super()._split(scatter, window, evidence, *others)[1] if evidence.way == OWN else None
+        return scatter, own
 
 
 @dataclass(frozen=True)

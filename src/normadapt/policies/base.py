@@ -177,6 +177,14 @@ class Policy:
         """
         return way
 
+    def reads_again(self, n: int) -> str:
+        """In which of `ways` a batch of n that begins a stream or follows a jump is passed once more; "" for none.
+
+        Asked of batches that are compared. The further pass knows the batch's own predicted classes, see
+        `evidence.told`, and takes the place of the way's first one.
+        """
+        return ""
+
     def init(self, source: Source) -> State:
         """The state of a site that has seen nothing. Default: none."""
         return ()

@@ -89,6 +89,7 @@ def split_instances(
     probability: float,
     max_weight: float = 1.0,
     limits: Limits | None = None,
+    least: float = 0.0,
 ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
     r"""The scatter with a batch in it, and statistics (n, C) for each instance unless one domain explains the window.
 
@@ -108,6 +109,8 @@ def split_instances(
         source: The site's source.
         probability: Tail probability of H below which the stream counts as mixed.
         max_weight: The largest lambda.
+        least: The least that an instance's own statistics weigh, whatever explains the window. What is found of the
+            stream does not depend on it.
         limits: Without a profile the spread was learned from this very stream, and a mixed one would explain itself.
             Then it counts as mixed only when its locations, or the scales of all channels together, vary more than one
             domain's can, here or at a site before (`evidence.upstream`); the excess of both, in this batch and the
@@ -124,18 +127,14 @@ def split_instances(
         mixed = unlike and judge.lie_apart(location_squares, limits.most)
         known = known or unlike
     location_excess = judge.excess(location_squares, 0) if known else 0.0
-    rest = locations - use[0]
-    own: Tensor | float = 0.0
-    if location_excess > 0:
-        own = rest * (location_excess / (location_excess + judge.natural[0])).clamp_max(max_weight)
-        rest = rest - own
-    half = ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
+    share = judge.own_share(location_excess, 0, max_weight)
+    own, half = _parted(locations, ratios, use, share)
     scale_squares = scatter.squares[1] * window.faded + _squares(half, scatter.half, window.count, weight)
     together = 0.0
     if limits is not None:
-        share = source.share.unsqueeze(1)
-        average, before = half @ share, scatter.half @ share if window.count > 0 else scatter.half
-        together = scatter.together * window.faded + _squares(average, before, window.count, share.new_ones(1))
+        column = source.share.unsqueeze(1)
+        average, before = half @ column, scatter.half @ column if window.count > 0 else scatter.half
+        together = scatter.together * window.faded + _squares(average, before, window.count, column.new_ones(1))
         if not mixed and judge.vary_together(together, limits.together * limits.nearly):
             unlike, mixed = True, judge.vary_together(together, limits.together)
         known = known or unlike
@@ -145,13 +144,36 @@ def split_instances(
         half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
     excess = location_excess, scale_excess
     after = Scatter((location_squares, scale_squares), half_mean, excess, together, mixed, unlike)
-    if location_excess == scale_excess == 0.0:
+    least = min(least, max_weight)
+    if location_excess == scale_excess == least == 0.0:
         return after, None
-    own_scale: Tensor | float = 0.0
-    if scale_excess > 0:
-        own_scale = (half - use[1]) * (scale_excess / (scale_excess + judge.natural[1])).clamp_max(max_weight)
-    both = (use[0] + own).expand_as(half), (use[1] + own_scale).expand_as(half)
-    return after, unstandardize(*both, source, source.aligned or source.units)
+    scale_share = judge.own_share(scale_excess, 1, max_weight)
+    if least > 0:
+        share, scale_share = _at_least(share, least), _at_least(scale_share, least)
+        locations, ratios = standardize(evidence.instances.values, source.aligned or source.units).unbind()
+        own, half = _parted(locations, ratios, use, share)
+    location = (use[0] + own).expand_as(half)
+    scale = use[1] + (half - use[1]) * scale_share
+    return after, unstandardize(location, scale, source, source.aligned or source.units)
+
+
+def _parted(
+    locations: PerInstance, ratios: PerInstance, use: LocationScale, share: Tensor | float
+) -> tuple[PerInstance | float, PerInstance]:
+    """The share of an instance's distance from the location in use, and its half-log-variance about what results.
+
+    `ratios` is overwritten.
+    """
+    rest = locations - use[0]
+    own: PerInstance | float = 0.0
+    if isinstance(share, Tensor) or share > 0:
+        own = rest * share
+        rest -= own
+    return own, ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
+
+
+def _at_least(share: Tensor | float, least: float) -> Tensor | float:
+    return share.clamp_min(least) if isinstance(share, Tensor) else max(share, least)
 
 
 def _squares(values: Tensor, before: Tensor, count: float, weight: Tensor) -> float:
@@ -187,6 +209,10 @@ class _Judge:
     def vary_together(self, squares: float, limit: float) -> bool:
         """Whether one number per instance has a larger variance than `limit`."""
         return self._is_below(squares, limit, 2 * limit * limit)
+
+    def own_share(self, excess: float, row: int, most: float) -> Tensor | float:
+        """The weight (C,) that an excess gives to an instance's own, lambda; 0 without one."""
+        return (excess / (excess + self.natural[row])).clamp_max(most) if excess > 0 else 0.0
 
     def excess(self, squares: float, row: int) -> float:
         """A per unit of weight; `natural` is then what one domain's instances scatter."""

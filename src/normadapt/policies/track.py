@@ -33,7 +33,7 @@ from normadapt.policies.recent import REACH, Recent
 from normadapt.policies.robust import check_location, with_huber_location
 from normadapt.policies.spread_learner import Limits, width_of
 from normadapt.policies.track_state import TrackState
-from normadapt.policies.ways import FOLLOWED, OWN, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way, own_statistics
+from normadapt.policies.ways import FOLLOWED, OWN, OWN_WEIGHT, PROFILED_WAYS, SOURCE, TOGETHER, WAYS, choose_way
 from normadapt.shapes import LocationScale, PerChannel, PerClass, PerInstance
 from normadapt.spread import Pair, Spread
 from normadapt.statistics import Composition, Evidence
@@ -105,6 +105,10 @@ class Track(Policy):
         """While the source's statistics are in use, the window that is followed when the ways are compared."""
         return FOLLOWED if way == SOURCE else way
 
+    def reads_again(self, n: int) -> str:
+        """The window is weighed again by the classes of the batch it begins with, where so many tell of them."""
+        return FOLLOWED if n >= REACH else ""
+
     def init(self, source: Source) -> State:
         """An empty window and the source's statistics in use."""
         return TrackState.empty(source)
@@ -131,8 +135,9 @@ class Track(Policy):
             here = torch.stack((location, ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)))
             jumped = self._jumped(state, here, evidence, spread, source)
             if not jumped and n < REACH:  # too few to tell by themselves
-                # Where a window before this one begins anew, its own evidence is of inputs that are no more.
-                jumped = before.jumped or (recent.is_due and self._moved(state, recent, evidence, spread, source))
+                # Where a window before this one begins anew, its own evidence is of inputs that are no more; not if it
+                # is as young as a batch: then changes come and go, as strange instances do.
+                jumped = (before.jumped and state.count >= REACH) or (recent.is_due and self._moved(state, recent, evidence, spread, source))
             if jumped:
                 recent = recent.begun(moments, n)
                 correlation = correlation.interrupted()
@@ -140,12 +145,14 @@ class Track(Policy):
                 one = spread.instance[0][0] if state.spread is None else state.spread.one
                 distance = location - state.moments[0]
                 correlation = correlation.update(distance, n, state.count, one, weight, self.memory)
-        composition = evidence.composition
+        composition, told = evidence.composition, evidence.told
         classes, imbalance = state.classes, 0.0
         if jumped:
             classes = classes[:0]
         elif composition is not None:
             classes, imbalance = composition.pooled(classes, state.count)
+        if told is not None and told.last is not None and (jumped or state.count == 0):
+            composition, classes = told, told.last
         learned = None
         if state.spread is not None:
             learned = state.spread.learn(
@@ -184,9 +191,7 @@ class Track(Policy):
             apart = min(apart, learned.apart(source))
             limits = learned.limits(apart)
         scatter, own = self._split(state.scatter, window, evidence, after.use, spread, source, limits)
-        if evidence.way == OWN:
-            own = own_statistics(evidence, after.use, source, self.max_weight)
-        elif evidence.way in (TOGETHER, SOURCE):
+        if evidence.way in (TOGETHER, SOURCE):
             own = None
         if evidence.way == SOURCE and diagnostics is not None:
             mean, variance = source.mean, source.variance
@@ -310,7 +315,8 @@ class Track(Policy):
         limits: Limits | None,
     ) -> tuple[Scatter, tuple[PerInstance, PerInstance] | None]:
         probability, most = self.mixed_probability, self.max_weight
-        return split_instances(scatter, window, evidence, use, spread, source, probability, most, limits)
+        least = OWN_WEIGHT if evidence.way == OWN else 0.0
+        return split_instances(scatter, window, evidence, use, spread, source, probability, most, limits, least)
 
 
 def _shift_of(moments: LocationScale, variance: float, spread: Spread) -> LocationScale:

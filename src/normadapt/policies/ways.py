@@ -11,9 +11,6 @@ import math
 from types import MappingProxyType
 
 from normadapt.doubts import Answers, Doubts
-from normadapt.policies.base import Source, standardize, unstandardize
-from normadapt.shapes import LocationScale, PerInstance
-from normadapt.statistics import Evidence
 
 FOLLOWED, TOGETHER, SOURCE, OWN = "followed", "together", "source", "own"
 PROFILED_WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, SOURCE: ""})
@@ -24,11 +21,14 @@ WAYS = MappingProxyType({**PROFILED_WAYS, OWN: ""})
 
 _BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, SOURCE: 0.45, OWN: 0.02}  # what each must be better by
 _SOURCE_TOLD, _SOURCE_RUINED = 1.0, 0.2  # the source, where instances' own statistics tell, and where they tell nothing
-_PREFERRED, _AT_HOME = 0.5, 128.0  # instances' own may be worse by so much; instances in a window that halve it
+_PREFERRED = 0.5  # instances' own may be worse by so much
+_AT_HOME = 128.0  # instances in a window after which it has met half of what there is to meet, whatever they are
+_BALANCED = 8.0  # times as much do they count if all classes are among them, as the model sees them
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
 _PRIOR = 6.0  # instances that "no difference" is worth
-_OWN_WEIGHT = 0.7
+OWN_WEIGHT = 0.7
+"""What an instance's own statistics weigh at least in the way of that name."""
 
 
 def choose_way(doubts: Doubts) -> str:
@@ -57,7 +57,7 @@ def choose_way(doubts: Doubts) -> str:
     known = doubts.by_way()
     if FOLLOWED not in known:
         return FOLLOWED
-    young = _AT_HOME / (_AT_HOME + doubts.met)
+    young = _young(doubts.met)
     tells = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
     bars, weight = dict(_BARS), _TOLD_WEIGHS
     if OWN in tells:
@@ -68,31 +68,15 @@ def choose_way(doubts: Doubts) -> str:
         weight *= 1 - young
     balances = {way: _balance(answers, weight) for way, answers in known.items()}
     if OWN in balances:
-        balances[OWN] += _PREFERRED * young
+        balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - known[OWN].imbalance) ** 2))
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - bars[way] for way in known}
     return max((way for way in known if way in tells), key=gains.__getitem__)
 
 
+def _young(met: float) -> float:
+    return _AT_HOME / (_AT_HOME + met)
+
+
 def _balance(answers: Answers, weight: float) -> float:
     return weight * math.log(max(answers.told, 0.0) + _LEAST_TOLD) - math.log(answers.entropy + _LEAST_ENTROPY)
-
-
-def own_statistics(
-    evidence: Evidence, use: LocationScale, source: Source, max_weight: float
-) -> tuple[PerInstance, PerInstance]:
-    """Mean and variance (n, C) of each instance, 0.7 its own and for the rest those in use.
-
-    Args:
-        evidence: The batch.
-        use: The statistics in use (2, C), as differences from the source in output units.
-        source: The site's source.
-        max_weight: The most that an instance's own may weigh.
-    """
-    weight, units = min(_OWN_WEIGHT, max_weight), source.aligned or source.units
-    locations, ratios = standardize(evidence.instances.values, units).unbind()
-    rest = locations - use[0]
-    own = rest * weight
-    rest -= own
-    half = ratios.addcmul_(rest, rest).clamp_min_(1e-12).log_().mul_(0.5)
-    return unstandardize(use[0] + own, use[1] + (half - use[1]) * weight, source, units)
