@@ -85,6 +85,28 @@ def test_changes_that_single_images_do_not_show_are_found():
     assert alone < 6
 
 
+@pytest.mark.parametrize(("met", "jumped"), [(12, False), (16, True)])
+def test_a_window_as_young_as_a_batch_is_not_emptied_with_those_before_it(met, jumped):
+    images = normalized(mnist_digits(0)[0][: met + 4])
+    told = []
+
+    class Told(na.Track):
+        def step(self, state, evidence, source):
+            if evidence.upstream is not None and state.count == met:
+                evidence = evidence._replace(upstream=evidence.upstream._replace(jumped=True))
+            after, statistics = super().step(state, evidence, source)
+            if evidence.upstream is not None:
+                told.append((state.count, statistics.jumped))
+            return after, statistics
+
+    adapted = na.adapt(usps_net(), policy=Told(compares=False))
+    with torch.no_grad():
+        for batch in images.split(4):
+            adapted(batch)
+    assert told[-1] == (met, jumped)
+    assert not any(jump for _, jump in told[:-1])
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_nothing_is_found_where_nothing_changes(n):
     for seed in (1, 2):

@@ -244,6 +244,28 @@ def test_targets_that_are_missed() -> None:
     assert correlated.measured == "-2.00 (fashion-c, EMA(0.1), n = 4)"
 
 
+def test_what_was_set_for_all_suites_is_asked_of_each_and_of_all_together() -> None:
+    table = _fashion()
+    for (_, stream, n), row in list(table.items()):
+        if stream != "clean":
+            table["u", stream, n] = {k: v for k, v in row.items() if k != "Track + profile"} | {
+                "Track": row["EMA(0.1)"] - 0.04
+            }
+    found = _verdicts(results(table, [info("fashion-c", "fashion-c"), info("u", "u", profile=False)]))
+    row = table["fashion-c", "iid", 1]
+    best = max(value for name, value in row.items() if name not in ("Track", "Track + profile", "limit"))
+    ahead, behind = row["Track"] - best, table["u", "iid", 1]["Track"] - best
+    for name in ("each batch size", "mixed", "label-correlated"):
+        each, together = found[name, "without"]
+        assert ", in every suite" in each.wanted
+        assert ", over all suites" in together.wanted
+        assert float(each.measured.split()[0]) == pytest.approx(100 * behind, abs=0.01)
+        assert not each.reached
+        if name == "mixed":
+            assert float(together.measured.split()[0]) == pytest.approx(50 * (ahead + behind), abs=0.01)
+            assert together.measured.split("(")[1].startswith("all suites")
+
+
 def test_every_negative_cell_counts() -> None:
     table = _fashion()
     row = {name: 0.9 for name in ROW if name != "Track + profile"}

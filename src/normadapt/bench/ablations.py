@@ -65,9 +65,19 @@ class NoAverage(Track):
         return False
 
 
+@dataclass(frozen=True)
+class NoSecondReading(Track):
+    """A window is weighed without the predicted classes of the batch that it begins with."""
+
+    def reads_again(self, n: int) -> str:
+        """Never."""
+        return ""
+
+
 ABLATED: tuple[tuple[str, Policy], ...] = (
     ("Track, no jump test", Track(jump_probability=_NEVER)),
     ("Track, no jumps over batches", NoAverage()),
+    ("Track, no second reading", NoSecondReading()),
     ("Track, no window", Track(memory=1.0)),
     ("Track, no significance test", Track(significance=_ALWAYS)),
     ("Track, no predicted classes", NoPredictions()),

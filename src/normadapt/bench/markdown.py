@@ -21,7 +21,8 @@ def markdown(results: Results, about: About) -> str:
         "# Benchmarks",
         _head(results, about),
         "## The targets",
-        "They were set before anything was measured. Figures are points of accuracy; in brackets where it was closest.",
+        "They were set before anything was measured. Figures are points of accuracy; in brackets where it was closest. "
+        "Where a target was set for all suites it is asked of each by itself, and of their mean, too.",
         _targets(targets(results)),
     ]
     for scope in results.scopes:

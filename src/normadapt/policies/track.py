@@ -137,7 +137,9 @@ class Track(Policy):
             if not jumped and n < REACH:  # too few to tell by themselves
                 # Where a window before this one begins anew, its own evidence is of inputs that are no more; not if it
                 # is as young as a batch: then changes come and go, as strange instances do.
-                jumped = (before.jumped and state.count >= REACH) or (recent.is_due and self._moved(state, recent, evidence, spread, source))
+                jumped = (before.jumped and state.count >= REACH) or (
+                    recent.is_due and self._moved(state, recent, evidence, spread, source)
+                )
             if jumped:
                 recent = recent.begun(moments, n)
                 correlation = correlation.interrupted()

@@ -42,8 +42,9 @@ def choose_way(doubts: Doubts) -> str:
     sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
     window's statistics is shrunk as if six more instances had shown none, and a way whose answers tell next to nothing
     (I up to 0.2) is not taken. Instances' own may be worse by 0.5 at first, by half of that after 128 instances without
-    a jump, and by 0.5 for as long as a stream is mixed: neither runs of a class nor mixed domains harm them, while a
-    window has yet to meet both or has met the latter.
+    a jump (after 16, if all classes are among them as these answers have it), and by 0.5 for as long as a stream is
+    mixed: neither runs of a class nor mixed domains harm them, while a window has yet to meet both or has met the
+    latter.
 
     If instances' own statistics leave the model nothing to tell, then their moments are what they show, and a window
     that has met one class only has moved to that class. In a run of a class I is small in the right way, too. So the 5
