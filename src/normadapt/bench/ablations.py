@@ -7,6 +7,7 @@ from typing import Any
 
 from normadapt.policies import Policy, Track
 from normadapt.policies.belief import Belief
+from normadapt.policies.mixed import Window
 from normadapt.policies.ways import OWN, TOGETHER
 
 _NEVER = 1e-300
@@ -52,9 +53,10 @@ class NoInstances(Track):
         return TOGETHER if way == OWN else way
 
     def _split(self, scatter: Any, window: Any, evidence: Any, *others: Any) -> tuple[Any, Any]:
-        # Their own are still compared, as what they tell bears on the source, too.
-        own = super()._split(scatter, window, evidence, *others)[1] if evidence.way == OWN else None
-        return scatter, own
+        if evidence.way != OWN:
+            return scatter, None
+        # They are still compared, as what they tell bears on the source, too; of the window nothing is kept.
+        return scatter, super()._split(scatter, Window(0.0, 0.0, window.mean), evidence, *others)[1]
 
 
 @dataclass(frozen=True)
