@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import warnings
 from functools import cache
 
 import pytest
@@ -394,6 +395,22 @@ def test_mixed_digits_keep_to_their_own_statistics_and_a_restart_changes_nothing
         for batch in batches[20:]:
             assert torch.equal(adapted(batch), again(batch))
     assert same(adapted.snapshot(), again.snapshot())
+
+
+def test_a_frozen_model_says_that_instances_lose_their_own_statistics():
+    batches = list(digits()[0][:64].split(16))
+    adapted = na.adapt(usps_net(), policy=TakesItsOwn())
+    with torch.no_grad():
+        adapted(batches[0])
+    with pytest.warns(UserWarning, match="2 of 2 layers gave each instance statistics of its own"):
+        adapted.freeze()
+    plain = na.adapt(usps_net(), policy=Followed())
+    with torch.no_grad():
+        plain(batches[0])
+    assert not any(record.status.endswith("per instance") for record in plain._streams[STREAM].records)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.freeze()
 
 
 @pytest.mark.parametrize("spike", [1e4, 1e30, math.nan])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from normadapt.settings import DEFAULT_STREAM, current, use
 from normadapt.sites import Fingerprint, Site, fingerprint
 from normadapt.snapshots import map_tensors
 from normadapt.statistics import Composition
-from normadapt.streams import Stream, install, new_stream
+from normadapt.streams import PER_INSTANCE, Stream, install, new_stream
 
 
 class Held(NamedTuple):
@@ -98,7 +99,10 @@ class AdaptedModel(nn.Module):
         self._adapting = bool(value)
 
     def paused(self) -> Any:
-        """Context in which this thread's forward passes use the statistics as they are and change nothing."""
+        """Context in which this thread's forward passes use the statistics as they are and change nothing.
+
+        Statistics that each instance had of its own (status "per instance") cannot stand still: all share the layer's.
+        """
         return use(self, mode="paused")
 
     def as_source(self) -> Any:
@@ -280,9 +284,20 @@ class AdaptedModel(nn.Module):
         self._install(self._stream(current(self).stream))
 
     def freeze(self) -> nn.Module:
-        """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared."""
+        """An ordinary module in eval mode with the current stream's statistics baked in; parameters stay shared.
+
+        Warns where each instance had statistics of its own: an ordinary module has one set for all.
+        """
         with self._lock:
-            self._install(self._stream(current(self).stream))
+            stream = self._stream(current(self).stream)
+            layers = sum(record.status.endswith(PER_INSTANCE) for record in stream.records)
+            if layers:
+                warnings.warn(
+                    f"{layers} of {len(stream.records)} layers gave each instance statistics of its own; in the frozen "
+                    "model all instances share a layer's, and a mixed stream may be answered much worse",
+                    stacklevel=2,
+                )
+            self._install(stream)
             with outside_autograd():
                 return plain_copy(self.model)
 

@@ -16,6 +16,9 @@ from normadapt.hooks import Buffers, SiteHook
 from normadapt.policies.base import Diagnostics, Source, State, Statistics
 from normadapt.statistics import Composition, InstanceMoments, gather_evidence
 
+PER_INSTANCE = ", per instance"
+"""Ends the status of a site that gives instances statistics of their own."""
+
 
 class Record(NamedTuple):
     """What a stream knows of one site.
@@ -143,7 +146,7 @@ class Pass:
         if not status:
             status = "source" if source_in_use and instances is None else "adapted"
         if instances is not None:
-            status += ", per instance"
+            status += PER_INSTANCE
         self.records[hook.index] = Record(state, buffers, count, lost, status, diagnostics, self.way)
         hook.site.write(*buffers)
         return instances

@@ -26,7 +26,7 @@ class Found(NamedTuple):
         mixed: Whether the stream is mixed.
         apart: The least share of the stream's own variance that lies between instances, here and before.
         odds: Log-odds of a shift that matters, see `belief`.
-        jumped: Whether it, or one before it, begins a new window with this batch.
+        jumped: Whether it begins a new window with this batch.
     """
 
     mixed: bool = False
