@@ -85,7 +85,7 @@ class Forward:
         with outside_autograd():
             doubts = self._compared(answers, first, n)
             way = self._choose(doubts)
-            again = self._read_again(answers, way, n)
+            again = self._read_again(answers, way)
             if again is not answers:
                 answers, doubts = again, self._compared(again, first, n)
                 way = self._choose(doubts)
@@ -102,15 +102,14 @@ class Forward:
         told = dict(zip(answers, _of_finite(list(answers.values())), strict=True))
         return self._passed(first, n).compared(told)
 
-    def _read_again(self, answers: dict[str, Answer], way: str, n: int) -> dict[str, Answer]:
+    def _read_again(self, answers: dict[str, Answer], way: str) -> dict[str, Answer]:
         """The same where a window begins, with another pass that knows which classes the best of them predicts."""
-        again = self.policy.reads_again(n)
+        probabilities = _of_finite([answers[way]])[0]
+        again = "" if probabilities is None else self.policy.reads_again(len(probabilities))
         if again not in answers or not (self.stream.composition.doubts.age == 0 or answers[again].running.jumped):
             return answers
-        before = answers[again]
-        probabilities = _of_finite([answers[way]])[0]
-        told = None if probabilities is None else self.stream.composition.update(probabilities)
-        if told is None or told.last is None:
+        before, told = answers[again], self.stream.composition.update(probabilities)
+        if told.last is None:
             return answers
         with torch.no_grad():
             after = self._pass(again, told)

@@ -180,8 +180,8 @@ class Policy:
     def reads_again(self, n: int) -> str:
         """In which of `ways` a batch of n that begins a stream or follows a jump is passed once more; "" for none.
 
-        Asked of batches that are compared. The further pass knows the batch's own predicted classes, see
-        `evidence.told`, and takes the place of the way's first one.
+        Asked of batches that are compared, with the number of their finite instances. The further pass knows the
+        batch's own predicted classes, see `evidence.told`, and takes the place of the way's first one.
         """
         return ""
 
