@@ -30,6 +30,7 @@ def adapted():
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.*statistics of its own")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("profiled", [False, True])
 def test_every_kind_of_model_keeps_the_promises(name, profiled):

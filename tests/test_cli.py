@@ -146,6 +146,10 @@ def test_run_with_source_data_uses_a_profile(spec):
     told = json.loads(call("run", spec("model"), spec("target"), "--source", spec("source"), "--json").stdout)
     assert told["report"]["profiled"] is True
     assert json.loads(call("run", spec("model"), spec("target"), "--json").stdout)["report"]["profiled"] is False
+    shown = call("run", spec("model"), spec("target"), "--source", spec("source"))
+    assert told["report"]["sites"][0]["status"].endswith("per instance")
+    assert "1 layer gave each instance statistics of its own; the file has what all" in " ".join(shown.stdout.split())
+    assert "Warning" not in shown.stderr
 
 
 def test_profile_is_the_library_s_and_serves_recalibrate(spec, tmp_path):

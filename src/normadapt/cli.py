@@ -37,6 +37,7 @@ from normadapt.recalibrate import Recalibration, RecalibrationProgress
 from normadapt.recalibrate import recalibrate as recalibrate_model
 from normadapt.simulate import EXPERIMENTS, run_simulation
 from normadapt.specs import Data, load_data, load_model, resplit
+from normadapt.streams import PER_INSTANCE
 from normadapt.tables import claims_table, demo_findings, demo_lead, demo_notes, demo_table, report_table
 from normadapt.version import __version__
 
@@ -213,12 +214,21 @@ def run(
     )
     answers.save(files["predictions.npz"])
     files["report.json"].write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of instances' own statistics: said below
+        save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
     if as_json:
         print_json(summary)
         return
     console = Console()
     console.print(report_table(report))
+    own = sum(site.status.endswith(PER_INSTANCE) for site in report.sites)
+    if own:
+        layers = "1 layer" if own == 1 else f"{own} layers"
+        console.print(
+            f"[yellow]{layers} gave each instance statistics of its own; the file has what all instances share[/]",
+            highlight=False,
+        )
     batches = "1 batch" if answers.batches == 1 else f"{answers.batches:,} batches"
     console.print(f"\n{answers.instances:,} instances in {batches}", highlight=False)
     lost = max(site.excluded for site in report.sites)

@@ -99,6 +99,7 @@ def test_a_rule_that_says_nothing_still_has_a_shift() -> None:
     assert np.isnan(history.mean_weight).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*statistics of its own")
 def test_channels_show_the_largest_shift_and_its_instances() -> None:
     net = model()
     profile = na.profile_source(net, [batch(64) for _ in range(4)])
