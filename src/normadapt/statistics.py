@@ -17,7 +17,7 @@ from normadapt.doubts import Doubts
 from normadapt.predictions import argmax_frequencies
 from normadapt.shapes import Activations, LocationScale, PerChannel, PerClass, PerInstance
 
-_CANCELLATION = 1e-5  # float32 moments keep two digits of a variance this far below the squared mean
+_CANCELLATION = 3e-5  # float32 moments keep two digits of a variance this far below the squared mean, and a margin
 _BLOCK = 2**18  # numbers; a megabyte of float32 stays in a core's cache
 _DECAY = 0.9  # of the running average behind `Composition.effective_count`, per batch
 
