@@ -177,8 +177,8 @@ def test_imbalance_of_the_answers_by_hand():
     even, one = [0.25] * 4, [1.0, 0.0, 0.0, 0.0]
     half = [0.5, 0.5, 0.0, 0.0]  # 4 (1/4)^2 over (3/4)^2 + 3 (1/4)^2
     means = torch.tensor([even, one, half], dtype=torch.float64)
-    known = Doubts(count=1.0, ways=("x", "y", "z"), entropies=(0.1,) * 3, means=means).by_way()
-    assert [known[way].imbalance for way in "xyz"] == pytest.approx([0.0, 1.0, 1 / 3])
+    known = Doubts(count=1.0, ways=("x", "y", "z"), entropies=(0.1,) * 3, means=means)
+    assert [known.imbalance(way) for way in "xyz"] == pytest.approx([0.0, 1.0, 1 / 3])
 
 
 def test_without_a_look_and_from_a_few_instances():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normadapt.predictions import entropy, prefer_something
+from normadapt.predictions import entropy, imbalance, prefer_something
 
 _EACH = 16  # batches at first, each of which is passed through in every way
 _SELDOM = 64  # batches from one look to the next in the long run; until then a sixteenth of those that have passed
@@ -27,12 +27,10 @@ class Answers(NamedTuple):
     Args:
         entropy: Mean entropy of the class probabilities, in nats.
         told: How much an answer tells about the class: the entropy of the mean probabilities less the mean entropy.
-        imbalance: Squared distance of the mean probabilities from uniform ones, over that of a single class.
     """
 
     entropy: float
     told: float
-    imbalance: float = 0.0
 
 
 class Doubts(NamedTuple):
@@ -95,10 +93,15 @@ class Doubts(NamedTuple):
         """The answers under each of the ways that were compared; none before the first look."""
         if self.means is None:
             return {}
-        whole, even = entropy(self.means).tolist(), 1 / self.means.shape[1]
-        distances = ((self.means - even).square().sum(1) / (1 - even)).tolist()
-        known = zip(self.ways, self.entropies, whole, distances, strict=True)
-        return {way: Answers(h, t - h, d) for way, h, t, d in known}
+        whole = entropy(self.means).tolist()
+        return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
+
+    def imbalance(self, way: str) -> float:
+        """Of the mean class probabilities under a way that was compared: 0 for uniform ones, 1 for a single class."""
+        if self.means is None:
+            return 1.0
+        even = 1 / self.means.shape[1]
+        return imbalance(self.means[self.ways.index(way)], even, even)
 
 
 def _first_of_its_kind(entropies: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normadapt.doubts import Doubts
-from normadapt.predictions import argmax_frequencies
+from normadapt.predictions import argmax_frequencies, imbalance
 from normadapt.shapes import Activations, LocationScale, PerChannel, PerClass, PerInstance
 
 _CANCELLATION = 3e-5  # float32 moments keep two digits of a variance this far below the squared mean, and a margin
@@ -118,8 +118,7 @@ class Composition(NamedTuple):
         """
         if self.reference is None:
             return 1.0
-        difference = frequencies - self.reference
-        return float(difference @ difference) / max(1 - self.chance, 1e-12)
+        return imbalance(frequencies, self.reference, self.chance)
 
 
 class Evidence(NamedTuple):

@@ -69,7 +69,7 @@ def choose_way(doubts: Doubts) -> str:
         weight *= 1 - young
     balances = {way: _balance(answers, weight) for way, answers in known.items()}
     if OWN in balances:
-        balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - known[OWN].imbalance) ** 2))
+        balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - doubts.imbalance(OWN)) ** 2))
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - bars[way] for way in known}
     return max((way for way in known if way in tells), key=gains.__getitem__)
