@@ -37,6 +37,9 @@ def test_entropies_and_means_by_hand():
         assert after.means[way].tolist() == pytest.approx(mean.tolist(), rel=1e-6)
         told = after.by_way()["xy"[way]]
         assert told.told == pytest.approx(entropy(mean.tolist()) - now, rel=1e-5)
+        beside = (mean * (old + 1) + 2 * 0.5) / (old + 3)  # two instances that showed both classes alike
+        told = after.by_way(unmet=2.0)["xy"[way]]
+        assert told.told == pytest.approx(entropy(beside.tolist()) - now, rel=1e-5)
 
 
 def xy(first, second):
@@ -141,23 +144,32 @@ def spread_over(whole):
         ({FOLLOWED: (0.3, 1.3), OWN: (0.3, 1.3)}, OWN),  # no worse, and nothing can go wrong with them
         ({FOLLOWED: (0.3, 1.3), OWN: (0.6, 1.3)}, FOLLOWED),
         ({FOLLOWED: (0.3, 1.3), OWN: (0.3, 1.0)}, FOLLOWED),  # as sure, but of the same
-        ({FOLLOWED: (0.3, 0.4), OWN: (0.3, 0.4)}, FOLLOWED),  # that tells next to nothing
+        ({FOLLOWED: (0.3, 0.32), OWN: (0.3, 0.32)}, FOLLOWED),  # that tells next to nothing
         ({FOLLOWED: (0.9, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, TOGETHER),  # single instances' ruin it
         ({FOLLOWED: (0.32, 1.3), OWN: (1.2, 1.3), TOGETHER: (0.3, 1.3)}, FOLLOWED),
         ({FOLLOWED: (0.6, 1.3), OWN: (1.2, 1.3), SOURCE: (0.2, 1.3)}, SOURCE),
-        ({FOLLOWED: (0.4, 1.3), OWN: (1.0, 1.3), SOURCE: (0.3, 1.2)}, FOLLOWED),  # hardly surer
-        ({FOLLOWED: (0.6, 1.3), OWN: (1.0, 1.3), SOURCE: (0.01, 0.4)}, FOLLOWED),  # sure, and always of the same
+        ({FOLLOWED: (0.4, 1.3), OWN: (1.0, 1.3), SOURCE: (0.33, 1.2)}, FOLLOWED),  # hardly surer
+        ({FOLLOWED: (0.6, 1.3), OWN: (0.6, 1.3), SOURCE: (0.01, 1.3)}, OWN),  # which tells, so that the source is lost
     ],
 )
 def test_which_way_the_answers_speak_for(told, way):
     assert choose_way(doubts(**told)) == way
 
 
+def test_one_answer_is_not_asked_to_tell_of_all_classes():
+    alone = {FOLLOWED: (0.3, 0.3), OWN: (0.3, 0.3), SOURCE: (0.1, 0.1)}
+    assert choose_way(doubts(count=1.0, **alone)) == OWN
+    assert choose_way(doubts(count=1.0, **alone | {OWN: (1.2, 1.2)})) == FOLLOWED  # ruined
+    one = doubts(count=1.0, **alone)
+    assert choose_way(one._replace(ways=one.ways[:3], entropies=one.entropies[:3], means=one.means[:3])) == FOLLOWED
+
+
 def test_a_first_run_of_one_class_keeps_the_source_where_instances_own_statistics_ruin_the_answers():
     run = {FOLLOWED: (0.5, 0.75), OWN: (1.3, 1.35), SOURCE: (0.05, 0.08)}  # all of one class, and the source knows it
     assert choose_way(doubts(**run)._replace(met=16.0)) == SOURCE
-    assert choose_way(doubts(**run)._replace(met=2000.0)) == FOLLOWED  # by now a stream has shown other classes
-    told = run | {OWN: (0.7, 1.2)}  # they are not what classes differ by
+    more = run | {FOLLOWED: (0.5, 1.0)}
+    assert choose_way(doubts(**more)._replace(met=2000.0)) == FOLLOWED  # by now a stream has shown other classes
+    told = run | {OWN: (0.5, 1.2)}  # they are not what classes differ by
     assert choose_way(doubts(**told)._replace(met=16.0)) == OWN
     garbage = {FOLLOWED: (0.5, 1.3), OWN: (1.3, 1.35), SOURCE: (0.4, 0.45)}
     assert choose_way(doubts(**garbage)._replace(met=16.0)) == FOLLOWED
@@ -471,7 +483,9 @@ def test_another_policy_takes_over_the_statistics_at_once():
     batches = list(digits()[0][:64].split(16))
     adapted, _ = adapted_to(batches)
     stream = adapted._streams[STREAM]
-    kept = stream.composition.doubts._replace(entropies=(0.6, 0.6, 0.1, 1.2), means=torch.full((4, 10), 0.1).double())
+    kept = stream.composition.doubts._replace(
+        age=1000.0, entropies=(0.6, 0.6, 0.1, 2.2), means=torch.full((4, 10), 0.1).double()
+    )
     adapted._streams[STREAM] = stream._replace(composition=stream.composition._replace(doubts=kept))
     with torch.no_grad():
         adapted(batches[0])

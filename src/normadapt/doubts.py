@@ -89,11 +89,17 @@ class Doubts(NamedTuple):
             mean = torch.lerp(self.means, mean, n / count)
         return self._replace(since=0.0, count=count, ways=ways, entropies=tuple(unsure.tolist()), means=mean)
 
-    def by_way(self) -> dict[str, Answers]:
-        """The answers under each of the ways that were compared; none before the first look."""
+    def by_way(self, *, unmet: float = 0.0) -> dict[str, Answers]:
+        """The answers under each of the ways that were compared; none before the first look.
+
+        Args:
+            unmet: Instances beside those looked at whose answers are taken to have shown all classes alike: a few
+                cannot tell of many.
+        """
         if self.means is None:
             return {}
-        whole = entropy(self.means).tolist()
+        even = self.means.new_full((), 1 / self.means.shape[1])
+        whole = entropy(torch.lerp(self.means, even, unmet / (unmet + self.count))).tolist()
         return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
 
     def imbalance(self, way: str) -> float:

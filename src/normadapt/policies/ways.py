@@ -20,12 +20,13 @@ WAYS = MappingProxyType({**PROFILED_WAYS, OWN: ""})
 """The same and each instance's own, without regard to what is natural."""
 
 _BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, SOURCE: 0.45, OWN: 0.02}  # what each must be better by
-_SOURCE_TOLD, _SOURCE_RUINED = 1.0, 0.2  # the source, where instances' own statistics tell, and where they tell nothing
+_SOURCE_RUINED = 0.2  # the source, where instances' own statistics tell nothing
 _PREFERRED = 0.5  # instances' own may be worse by so much
 _AT_HOME = 128.0  # instances in a window after which it has met half of what there is to meet, whatever they are
 _BALANCED = 8.0  # times as much do they count if all classes are among them, as the model sees them
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
+_UNMET = 2.0  # instances of all classes alike, beside those looked at
 _PRIOR = 6.0  # instances that "no difference" is worth
 OWN_WEIGHT = 0.7
 """What an instance's own statistics weigh at least in the way of that name."""
@@ -38,32 +39,35 @@ def choose_way(doubts: Doubts) -> str:
 
     $$ -\log(H + 0.05) + 5 \log(I + 0.2), \qquad H = E\,h(p), \quad I = h(E\,p) - H $$
 
-    with h the entropy of class probabilities p over the instances that were passed through in every way. A model that
-    sees garbage may be sure, but then it answers the same to everything, and I is small. The difference from the
-    window's statistics is shrunk as if six more instances had shown none, and a way whose answers tell next to nothing
-    (I up to 0.2) is not taken. Instances' own may be worse by 0.5 at first, by half of that after 128 instances without
-    a jump (after 16, if all classes are among them as these answers have it), and by 0.5 for as long as a stream is
-    mixed: neither runs of a class nor mixed domains harm them, while a window has yet to meet both or has met the
-    latter.
+    with h the entropy of class probabilities p over the instances that were passed through in every way; where
+    instances' own statistics are compared, E p counts two more that show all classes alike, since the first cannot tell
+    of many. A model that sees garbage may be sure, but then it answers the same to everything, and I is small. The
+    difference from the window's statistics is shrunk as if six more instances had shown none, and a way whose answers
+    tell next to nothing (I up to 0.2) is not taken. Instances' own may be worse by 0.5 at first, by half of that after
+    128 instances without a jump (after 16, if all classes are among them as these answers have it), and by 0.5 for as
+    long as a stream is mixed: neither runs of a class nor mixed domains harm them, while a window has yet to meet both
+    or has met the latter.
 
-    If instances' own statistics leave the model nothing to tell, then their moments are what they show, and a window
-    that has met one class only has moved to that class. In a run of a class I is small in the right way, too. So the 5
-    is 5 N/(N + 128) then, after N instances without a jump in a stream that is not mixed, and the source's may tell
-    nothing. They have to be better by 0.2 there; by 1 where instances' own statistics do tell; by 0.45 with a profile,
-    where these are not compared.
+    If instances' own statistics leave the model more doubt than it has to tell (I up to H), then their moments are what
+    they show, and a window that has met one class only has moved to that class. In a run of a class I is small in the
+    right way, too. So the 5 is 5 N/(N + 128) then, after N instances without a jump in a stream that is not mixed,
+    instances' own are not taken, and the source's may tell nothing: they have to be better by 0.2; by 0.45 with a
+    profile, where instances' own are not compared. Where those do tell, a way that runs cannot mislead is there
+    already, and answers with the source's that seem better are of a model that is lost: then they are not taken.
 
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
     """
-    known = doubts.by_way()
+    known = doubts.by_way(unmet=_UNMET if OWN in doubts.ways else 0.0)
     if FOLLOWED not in known:
         return FOLLOWED
     young = _young(doubts.met)
     tells = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
     bars, weight = dict(_BARS), _TOLD_WEIGHS
-    if OWN in tells:
-        bars[SOURCE] = _SOURCE_TOLD
+    if OWN in tells and known[OWN].told > known[OWN].entropy:
+        tells.discard(SOURCE)
     elif OWN in known:
+        tells.discard(OWN)
         bars[SOURCE] = _SOURCE_RUINED
         tells.add(SOURCE)
         weight *= 1 - young
