@@ -57,6 +57,17 @@ def test_rows_that_nobody_answers_do_not_count_and_let_older_ones_fade():
     assert once.compared(xy(nothing, four)).count == pytest.approx(4 + math.exp(-4 / 32))
 
 
+@pytest.mark.parametrize("unmet", [0.0, 2.0])
+def test_looks_at_nothing_for_so_long_that_the_count_has_faded_to_zero(unmet):
+    known = Doubts().compared(xy(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.8, 0.2]])))
+    for _ in range(30):
+        known = known.compared(xy(*[torch.full((1000, 2), 0.5)] * 2))
+    assert known.count == 0.0
+    told = known.by_way(unmet=unmet)
+    assert all(math.isfinite(answers.told) for answers in told.values())
+    assert told["x"].told == pytest.approx(0.0 if unmet == 0 else math.log(2) - told["x"].entropy)
+
+
 def test_an_instance_that_is_shown_again_counts_once():
     shown = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.9, 0.1], [0.90001, 0.09999], [0.9, 0.1]])
     other = torch.tensor([[0.6, 0.4], [0.2, 0.8], [0.6, 0.4], [0.6, 0.4], [0.5, 0.5]])  # the last one is another

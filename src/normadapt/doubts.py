@@ -98,8 +98,11 @@ class Doubts(NamedTuple):
         """
         if self.means is None:
             return {}
-        even = self.means.new_full((), 1 / self.means.shape[1])
-        whole = entropy(torch.lerp(self.means, even, unmet / (unmet + self.count))).tolist()
+        means = self.means
+        if unmet > 0:  # the count of those looked at may have faded to 0
+            even = means.new_full((), 1 / means.shape[1])
+            means = torch.lerp(means, even, unmet / (unmet + self.count))
+        whole = entropy(means).tolist()
         return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
 
     def imbalance(self, way: str) -> float:

@@ -20,7 +20,7 @@ WAYS = MappingProxyType({**PROFILED_WAYS, OWN: ""})
 """The same and each instance's own, without regard to what is natural."""
 
 _BARS = {FOLLOWED: 0.0, TOGETHER: 0.3, SOURCE: 0.45, OWN: 0.02}  # what each must be better by
-_SOURCE_RUINED = 0.2  # the source, where instances' own statistics tell nothing
+_SOURCE_RUINED = 0.2  # the source, where instances' own statistics ruin the answers
 _PREFERRED = 0.5  # instances' own may be worse by so much
 _AT_HOME = 128.0  # instances in a window after which it has met half of what there is to meet, whatever they are
 _BALANCED = 8.0  # times as much do they count if all classes are among them, as the model sees them
