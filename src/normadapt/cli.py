@@ -215,7 +215,7 @@ def run(
     answers.save(files["predictions.npz"])
     files["report.json"].write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of instances' own statistics: said below
+        warnings.filterwarnings("ignore", ".*statistics of its own", UserWarning)  # said below
         save_statistics(adapted.freeze(), files["statistics.safetensors"], model)
     if as_json:
         print_json(summary)

@@ -62,21 +62,20 @@ def choose_way(doubts: Doubts) -> str:
     if FOLLOWED not in known:
         return FOLLOWED
     young = _young(doubts.met)
-    tells = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
-    bars, weight = dict(_BARS), _TOLD_WEIGHS
-    if OWN in tells and known[OWN].told > known[OWN].entropy:
-        tells.discard(SOURCE)
-    elif OWN in known:
-        tells.discard(OWN)
+    eligible = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
+    bars, weight, own = dict(_BARS), _TOLD_WEIGHS, known.get(OWN)
+    if own is not None and own.told > max(_LEAST_TOLD, own.entropy):
+        eligible.discard(SOURCE)
+    elif own is not None:
+        eligible = eligible - {OWN} | {SOURCE}
         bars[SOURCE] = _SOURCE_RUINED
-        tells.add(SOURCE)
         weight *= 1 - young
     balances = {way: _balance(answers, weight) for way, answers in known.items()}
     if OWN in balances:
         balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - doubts.imbalance(OWN)) ** 2))
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - bars[way] for way in known}
-    return max((way for way in known if way in tells), key=gains.__getitem__)
+    return max((way for way in known if way in eligible), key=gains.__getitem__)
 
 
 def _young(met: float) -> float:
