@@ -19,6 +19,7 @@ _EACH = 16  # batches at first, each of which is passed through in every way
 _SELDOM = 64  # batches from one look to the next in the long run; until then a sixteenth of those that have passed
 _AFTER_A_JUMP = 128  # batches that count as passed then, at most
 _MEMORY = 32.0  # instances looked at after which older answers have faded
+_UNMET = 2.0  # instances of all classes alike, beside those looked at
 
 
 class Answers(NamedTuple):
@@ -27,10 +28,15 @@ class Answers(NamedTuple):
     Args:
         entropy: Mean entropy of the class probabilities, in nats.
         told: How much an answer tells about the class: the entropy of the mean probabilities less the mean entropy.
+        told_smoothed: The same, counting two instances more that show all classes alike, which nobody has seen: a few
+            cannot tell of many classes.
+        imbalance: Of the mean probabilities: 0 for uniform ones, 1 for a single class.
     """
 
     entropy: float
     told: float
+    told_smoothed: float
+    imbalance: float
 
 
 class Doubts(NamedTuple):
@@ -41,9 +47,11 @@ class Doubts(NamedTuple):
         since: Batches since the last look.
         met: Instances of one domain: since the last jump, and since the stream was last found to be mixed.
         count: Instances compared; older ones fade.
-        ways: Names of the ways that were compared, in the order of the next two; empty before the first look.
+        ways: Names of the ways that were compared, in the order of the next; empty before the first look.
         entropies: Mean entropy under each of them.
         means: Mean class probabilities (ways, K); None before the first look.
+        told, told_smoothed, imbalances: What follows from these under each of them, see `Answers`: worked out when
+            the ways are compared, since one is chosen before every batch.
     """
 
     age: float = 0.0
@@ -53,6 +61,9 @@ class Doubts(NamedTuple):
     ways: tuple[str, ...] = ()
     entropies: tuple[float, ...] = ()
     means: Tensor | None = None
+    told: tuple[float, ...] = ()
+    told_smoothed: tuple[float, ...] = ()
+    imbalances: tuple[float, ...] = ()
 
     def passed(self, n: int, *, jumped: bool, mixed: bool = False) -> Doubts:
         """The same after a batch of n."""
@@ -80,37 +91,36 @@ class Doubts(NamedTuple):
         counts &= _first_of_its_kind(entropies, probabilities.argmax(2))
         n, faded = int(counts.sum()), self.count * math.exp(-len(counts) / _MEMORY)
         if n == 0:
-            return self._replace(since=0.0, count=faded)
+            return self._replace(since=0.0, count=faded).worked_out()
         unsure, mean, count = entropies[:, counts].mean(1), probabilities[:, counts].mean(1), float(n)
         ways = tuple(answers)
         if self.means is not None and self.means.shape == mean.shape and self.ways == ways:
             count += faded
             unsure = torch.lerp(unsure.new_tensor(self.entropies), unsure, n / count)
             mean = torch.lerp(self.means, mean, n / count)
-        return self._replace(since=0.0, count=count, ways=ways, entropies=tuple(unsure.tolist()), means=mean)
+        after = self._replace(since=0.0, count=count, ways=ways, entropies=tuple(unsure.tolist()), means=mean)
+        return after.worked_out()
 
-    def by_way(self, *, unmet: float = 0.0) -> dict[str, Answers]:
-        """The answers under each of the ways that were compared; none before the first look.
-
-        Args:
-            unmet: Instances beside those looked at whose answers are taken to have shown all classes alike: a few
-                cannot tell of many.
-        """
+    def worked_out(self) -> Doubts:
+        """The same with what follows from `entropies`, `means` and `count`."""
         if self.means is None:
-            return {}
-        means = self.means
-        if unmet > 0:  # the count of those looked at may have faded to 0
-            even = means.new_full((), 1 / means.shape[1])
-            means = torch.lerp(means, even, unmet / (unmet + self.count))
-        whole = entropy(means).tolist()
-        return {way: Answers(h, t - h) for way, h, t in zip(self.ways, self.entropies, whole, strict=True)}
-
-    def imbalance(self, way: str) -> float:
-        """Of the mean class probabilities under a way that was compared: 0 for uniform ones, 1 for a single class."""
-        if self.means is None:
-            return 1.0
+            return self
         even = 1 / self.means.shape[1]
-        return imbalance(self.means[self.ways.index(way)], even, even)
+        unmet = _UNMET / (_UNMET + self.count)  # the count of those looked at may have faded to 0
+        beside = torch.lerp(self.means, self.means.new_full((), even), unmet)
+        told, told_smoothed = (
+            entropy(torch.stack((self.means, beside))) - self.means.new_tensor(self.entropies)
+        ).tolist()
+        return self._replace(
+            told=tuple(told),
+            told_smoothed=tuple(told_smoothed),
+            imbalances=tuple(imbalance(mean, even, even) for mean in self.means),
+        )
+
+    def by_way(self) -> dict[str, Answers]:
+        """The answers under each of the ways that were compared; none before the first look."""
+        answers = map(Answers, self.entropies, self.told, self.told_smoothed, self.imbalances)
+        return dict(zip(self.ways, answers, strict=True))
 
 
 def _first_of_its_kind(entropies: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-from normadapt.doubts import Answers, Doubts
+from normadapt.doubts import Doubts
 
 FOLLOWED, TOGETHER, SOURCE, OWN = "followed", "together", "source", "own"
 PROFILED_WAYS = MappingProxyType({FOLLOWED: "", TOGETHER: FOLLOWED, SOURCE: ""})
@@ -26,7 +26,6 @@ _AT_HOME = 128.0  # instances in a window after which it has met half of what th
 _BALANCED = 8.0  # times as much do they count if all classes are among them, as the model sees them
 _TOLD_WEIGHS = 5.0
 _LEAST_ENTROPY, _LEAST_TOLD = 0.05, 0.2  # nats; smaller ones are told by chance
-_UNMET = 2.0  # instances of all classes alike, beside those looked at
 _PRIOR = 6.0  # instances that "no difference" is worth
 OWN_WEIGHT = 0.7
 """What an instance's own statistics weigh at least in the way of that name."""
@@ -58,21 +57,22 @@ def choose_way(doubts: Doubts) -> str:
     References:
         I is what Krause, Perona and Gomes (2010), NeurIPS 23, maximize to learn classes without labels.
     """
-    known = doubts.by_way(unmet=_UNMET if OWN in doubts.ways else 0.0)
+    known = doubts.by_way()
     if FOLLOWED not in known:
         return FOLLOWED
-    young = _young(doubts.met)
-    eligible = {way for way in known if way == FOLLOWED or known[way].told > _LEAST_TOLD}
-    bars, weight, own = dict(_BARS), _TOLD_WEIGHS, known.get(OWN)
-    if own is not None and own.told > max(_LEAST_TOLD, own.entropy):
+    young, own = _young(doubts.met), known.get(OWN)
+    told = {way: answers.told if own is None else answers.told_smoothed for way, answers in known.items()}
+    eligible = {way for way in known if way == FOLLOWED or told[way] > _LEAST_TOLD}
+    bars, weight = dict(_BARS), _TOLD_WEIGHS
+    if own is not None and told[OWN] > max(_LEAST_TOLD, own.entropy):
         eligible.discard(SOURCE)
     elif own is not None:
         eligible = eligible - {OWN} | {SOURCE}
         bars[SOURCE] = _SOURCE_RUINED
         weight *= 1 - young
-    balances = {way: _balance(answers, weight) for way, answers in known.items()}
-    if OWN in balances:
-        balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - doubts.imbalance(OWN)) ** 2))
+    balances = {way: _balance(answers.entropy, told[way], weight) for way, answers in known.items()}
+    if own is not None:
+        balances[OWN] += _PREFERRED * _young(doubts.met * max(1.0, _BALANCED * (1 - own.imbalance) ** 2))
     share = doubts.count / (doubts.count + _PRIOR)
     gains = {way: share * (balances[way] - balances[FOLLOWED]) - bars[way] for way in known}
     return max((way for way in known if way in eligible), key=gains.__getitem__)
@@ -82,5 +82,5 @@ def _young(met: float) -> float:
     return _AT_HOME / (_AT_HOME + met)
 
 
-def _balance(answers: Answers, weight: float) -> float:
-    return weight * math.log(max(answers.told, 0.0) + _LEAST_TOLD) - math.log(answers.entropy + _LEAST_ENTROPY)
+def _balance(entropy: float, told: float, weight: float) -> float:
+    return weight * math.log(max(told, 0.0) + _LEAST_TOLD) - math.log(entropy + _LEAST_ENTROPY)
