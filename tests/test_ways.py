@@ -425,6 +425,19 @@ def test_mixed_digits_keep_to_their_own_statistics_and_a_restart_changes_nothing
     assert same(adapted.snapshot(), again.snapshot())
 
 
+def test_a_snapshot_without_what_follows_from_the_rest():
+    batches = list(digits()[0][:64].split(16))
+    adapted, _ = adapted_to(batches)
+    kept = adapted.snapshot()
+    older = {k: v for k, v in kept.items() if not any(f"|{f}|" in k for f in ("told", "told_smoothed", "imbalances"))}
+    assert len(older) < len(kept)
+    again = na.adapt(usps_net(), None, na.Track())
+    again.restore(older)
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]), adapted(batches[0]))
+    assert same(again.snapshot(), adapted.snapshot())
+
+
 def test_a_frozen_model_says_that_instances_lose_their_own_statistics():
     batches = list(digits()[0][:64].split(16))
     adapted = na.adapt(usps_net(), policy=TakesItsOwn())

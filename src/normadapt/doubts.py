@@ -119,8 +119,9 @@ class Doubts(NamedTuple):
 
     def by_way(self) -> dict[str, Answers]:
         """The answers under each of the ways that were compared; none before the first look."""
-        answers = map(Answers, self.entropies, self.told, self.told_smoothed, self.imbalances)
-        return dict(zip(self.ways, answers, strict=True))
+        known = self if len(self.told) == len(self.ways) else self.worked_out()  # in a snapshot of before it was kept
+        answers = map(Answers, known.entropies, known.told, known.told_smoothed, known.imbalances)
+        return dict(zip(known.ways, answers, strict=True))
 
 
 def _first_of_its_kind(entropies: Tensor, labels: Tensor) -> Tensor:
