@@ -119,7 +119,7 @@ def test_without_anything_before_it_a_site_begins_untold():
     assert Track().init(one).odds == UNTOLD
 
 
-def between(felt_length, frequencies, n=32, count=32.0, said_weighs=0.5):
+def between(felt_length, frequencies, n=32, count=32.0):
     """f_B with a correlation of that length and those predicted class frequencies in window and batch."""
     frequencies = torch.tensor(frequencies, dtype=torch.float64)
     composition = Composition().update(torch.eye(4)[frequencies.argmax().reshape(1)])
@@ -127,16 +127,13 @@ def between(felt_length, frequencies, n=32, count=32.0, said_weighs=0.5):
     classes, imbalance = composition.pooled(frequencies, count)
     correlation = Correlation(torch.zeros(4), 0.0, 1e12, felt_length * 1e12)
     window = Window(count, 1.0, torch.zeros(4, dtype=torch.float64))
-    return Track()._between_classes(composition, classes, imbalance, correlation, window, n, said_weighs)
+    return Track()._between_classes(composition, classes, imbalance, correlation, window, n)
 
 
 def test_the_bound_is_the_geometric_mean_where_the_predicted_classes_are_balanced():
     said = 0.5**2 / 32  # a balanced window; the batch's own part
     assert between(16.0, [0.25] * 4) == pytest.approx(math.sqrt(16 / 64 * max(said, 1 / 64)))
-    trusted = between(16.0, [0.25] * 4, said_weighs=0.75)
-    assert trusted == pytest.approx((16 / 64) ** 0.25 * (1 / 64) ** 0.75)
     assert between(16.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(16 / 64)
-    assert between(16.0, [1.0, 0.0, 0.0, 0.0], said_weighs=0.75) == pytest.approx(16 / 64)
     assert between(1.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 64)  # never above what is felt
 
 

@@ -7,6 +7,7 @@ apart than the source's get statistics of their own (docs/METHOD.md; it began as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,9 +42,6 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
 # counts much sooner.
 _GUESSED_SIGNIFICANCE = 0.25
-# What the predicted classes weigh in the number of draws of a class, where they say more than the measured correlation.
-# Without a profile all else errs on the wide side, and they may say more.
-_SAID_WEIGHS, _SAID_WEIGHS_GUESSED = 0.5, 0.75
 _NEW_WINDOW = "new window"
 _SURER = "source: surer"  # status where the model answers better with the source's statistics
 _KEPT = 48  # instances of earlier batches whose projections are kept
@@ -188,8 +186,7 @@ class Track(Policy):
         )
         mean = variance = diagnostics = None
         if jumped or evidence.turned or after.pending >= _REFRESH * count:
-            said_weighs = _SAID_WEIGHS if state.spread is None else _SAID_WEIGHS_GUESSED
-            between = self._between_classes(composition, classes, imbalance, correlation, window, n, said_weighs)
+            between = self._between_classes(composition, classes, imbalance, correlation, window, n)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
         apart, limits = before.apart, None
         if learned is not None:
@@ -235,20 +232,19 @@ class Track(Policy):
         correlation: Correlation,
         window: Window,
         n: int,
-        said_weighs: float,
     ) -> float:
         """Inverse number of independent draws of a class that the window is worth, f_B.
 
         What the measured correlation says, or less where the predicted classes are more balanced than that: then the
-        geometric mean of both, weighted by `said_weighs`. Neither is to be trusted alone. A model that sees garbage
-        predicts one class for everything, and one that follows a run of one class spreads its predictions; the
-        correlation of a short stream is a guess.
+        geometric mean of both. Neither is to be trusted alone. A model that sees garbage predicts one class for
+        everything, and one that follows a run of one class spreads its predictions; the correlation of a short stream
+        is a guess.
         """
         felt = min(1.0, correlation.length / (window.count + n))
         if composition is None or classes.numel() == 0:
             return felt
         said = self._said(composition, imbalance, window, n)
-        return float(felt ** (1 - said_weighs) * said**said_weighs) if said < felt else felt
+        return math.sqrt(felt * said) if said < felt else felt
 
     def _said(self, composition: Composition, imbalance: float, window: Window, n: int) -> float:
         """f_B as the predicted classes have it."""
