@@ -93,6 +93,25 @@ def test_a_guard_that_is_asleep_fails_the_drill(tmp_path, monkeypatch):
     assert next(step.name for step in failed.steps if not step.ok) == "fault: constant"
 
 
+def test_a_fault_that_goes_on_shows_the_same_frame_as_before_the_first_trip(tmp_path, monkeypatch):
+    shown = {}
+    send = drill.Story.send
+
+    def record(self, tally=None, change=None, legible=1):
+        if change is not None:
+            probe = torch.arange(4.0).view(1, 1, 2, 2)
+            outcome = send(self, tally, change, legible)
+            shown.setdefault(self.doing, []).append(change(probe))
+            return outcome
+        return send(self, tally, change, legible)
+
+    monkeypatch.setattr(drill.Story, "send", record)
+    run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("constant",)))
+    before, after = shown["fault: constant"], shown["it goes on"]
+    assert all(torch.equal(frame, before[0]) for frame in before + after)
+    assert float(before[0].flatten()[0]) != 1.5  # its level is the first faulty batch's, not the probe's
+
+
 def test_a_trial_that_does_not_move_on_ends_the_drill(tmp_path, monkeypatch):
     monkeypatch.setattr(drill.Story, "send", lambda self, *_: (setattr(self, "sent", self.sent + 5000), None))
     stuck = run_drill(tmp_path / "store", size=SMALL)

@@ -134,12 +134,12 @@ class Story(Rehearsal):
             self.unanswerable(name)
             return
         self.begin(f"fault: {name}")
-        change = fault.make(torch.Generator().manual_seed(self.seed))
+        self.change = fault.make(torch.Generator().manual_seed(self.seed))
         tally, first = Tally(), self.sent
         self.before = self.pilot.status()["snapshot"]
         usual = statistics.median(self.took) if self.took else None
         while self.sent - first < wanted.within and self.pilot.stage is not Stage.ROLLED_BACK:
-            expected, took = self.send(tally, change, fault.legible)
+            expected, took = self.send(tally, self.change, fault.legible)
             if self.pilot.stage is Stage.FULL:
                 self.took.append(took)
         items = self.sent - first
@@ -274,13 +274,11 @@ class Story(Rehearsal):
             self.send()
 
     def second_trip(self, name: str) -> None:
-        """The fault goes on: the snapshot trips, or the canary that begins again after the cool-down."""
+        """The same fault goes on: the snapshot trips, or the canary that begins again after the cool-down."""
         self.begin("it goes on")
-        fault = FAULTS[name]
-        change = fault.make(torch.Generator().manual_seed(self.seed))
         first = self.sent
         while self.sent - first < _GOES_ON and self.pilot.serving != "source":
-            self.send(None, change, fault.legible)
+            self.send(None, self.change, FAULTS[name].legible)
         position = self.pilot.position
         self.add(
             f"{name} goes on",
