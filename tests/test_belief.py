@@ -73,8 +73,8 @@ def test_limits_of_the_numbers():
         assert all(math.isfinite(number) and number >= 0 for number in believed.shift)
 
 
-def site(index):
-    """A site of four channels in the units of its statistics, with a profile."""
+def site(index, *, profiled=True):
+    """A site of four channels in the units of its statistics, with a profile or without."""
     ones, zeros = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     spread = Spread.from_unsplit(
         torch.full((2, 4), 0.2, dtype=torch.float64),
@@ -83,7 +83,8 @@ def site(index):
         torch.full((2,), 2.0, dtype=torch.float64),
     )
     units = units_about(zeros, ones, zeros, ones, 0.0)
-    return Source(f"s{index}", zeros, ones, 0.0, ones, ones / 4, (4.0, 4.0), spread, None, units, None, index, 2)
+    known = spread if profiled else None
+    return Source(f"s{index}", zeros, ones, 0.0, ones, ones / 4, (4.0, 4.0), known, None, units, None, index, 2)
 
 
 def batch(shift, upstream=None, n=32):
@@ -119,15 +120,15 @@ def test_without_anything_before_it_a_site_begins_untold():
     assert Track().init(one).odds == UNTOLD
 
 
-def between(felt_length, frequencies, n=32, count=32.0):
-    """f_B with a correlation of that length and those predicted class frequencies in window and batch."""
+def between(felt_length, frequencies, n=32, count=32.0, felt_weighs=0.5):
+    """f_B with a correlation of that length and weight and those predicted class frequencies in window and batch."""
     frequencies = torch.tensor(frequencies, dtype=torch.float64)
     composition = Composition().update(torch.eye(4)[frequencies.argmax().reshape(1)])
     composition = composition._replace(last=frequencies, last_count=float(n), correlation=0.0)
     classes, imbalance = composition.pooled(frequencies, count)
     correlation = Correlation(torch.zeros(4), 0.0, 1e12, felt_length * 1e12)
     window = Window(count, 1.0, torch.zeros(4, dtype=torch.float64))
-    return Track()._between_classes(composition, classes, imbalance, correlation, window, n)
+    return Track()._between_classes(composition, classes, imbalance, correlation, window, n, felt_weighs)
 
 
 def test_the_bound_is_the_geometric_mean_where_the_predicted_classes_are_balanced():
@@ -135,6 +136,33 @@ def test_the_bound_is_the_geometric_mean_where_the_predicted_classes_are_balance
     assert between(16.0, [0.25] * 4) == pytest.approx(math.sqrt(16 / 64 * max(said, 1 / 64)))
     assert between(16.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(16 / 64)
     assert between(1.0, [1.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 64)  # never above what is felt
+
+
+def test_a_correlation_that_is_mostly_its_prior_counts_less_beside_predicted_classes():
+    balanced = [0.25] * 4
+    felt, said = 16 / 64, 1 / 64
+    assert between(16.0, balanced, felt_weighs=0.125) == pytest.approx(felt**0.125 * said**0.875)
+    # Predicted classes that are no more balanced than it says change nothing.
+    assert between(16.0, [1.0, 0.0, 0.0, 0.0], felt_weighs=0.125) == pytest.approx(felt)
+    measured = [Correlation(torch.zeros(4), 0.0, stretches).is_measured for stretches in (0.0, 7.9, 8.0, 12.0)]
+    assert measured == [False, False, True, True]
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_only_without_a_profile_does_the_prior_count_less(profiled):
+    asked = []
+
+    class Asked(Track):
+        def _between_classes(self, *arguments):
+            asked.append(arguments[-1])
+            return super()._between_classes(*arguments)
+
+    one, policy = site(0, profiled=profiled), Asked()
+    state = policy.init(one)
+    for _ in range(40):
+        state, _ = policy.step(state, batch(0.0, n=32), one)
+    assert asked == sorted(asked)
+    assert (asked[0], asked[-1]) == ((0.5, 0.5) if profiled else (0.125, 0.5))
 
 
 def test_rows_that_prefer_nothing_are_no_predictions():

@@ -27,7 +27,7 @@ class NoCorrelation(Track):
     """Instances count as independent draws of a class, but for what the predicted classes say of them."""
 
     def _between_classes(
-        self, composition: Any, classes: Any, imbalance: float, correlation: Any, window: Any, n: int
+        self, composition: Any, classes: Any, imbalance: float, correlation: Any, window: Any, n: int, *_: Any
     ) -> float:
         if composition is None or classes.numel() == 0:
             return float(1 / (window.count + n))

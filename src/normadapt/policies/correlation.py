@@ -47,6 +47,11 @@ class Correlation(NamedTuple):
         weighed = _PRIOR_LENGTH * _PRIOR_STRETCHES + self.excess
         return max(1.0, weighed / (_PRIOR_STRETCHES + self.stretches))
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the stream has told at least as much of it as the prior is worth."""
+        return self.stretches >= _PRIOR_STRETCHES
+
     def update(
         self, distance: PerChannel, n: int, count: float, one: float, weight: PerChannel, memory: float
     ) -> Correlation:

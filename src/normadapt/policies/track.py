@@ -42,6 +42,9 @@ _REFRESH = 0.1  # the weights are computed again when so much of the window is n
 # Without a profile the scatter is a guess; it errs on the wide side and keeps weights small by itself, so a shift
 # counts much sooner.
 _GUESSED_SIGNIFICANCE = 0.25
+# What the correlation of neighbours weighs in the number of draws of a class, where predicted classes say more. Less
+# while it is mostly its prior and there is no profile: then all else errs on the wide side, too.
+_FELT_WEIGHS, _PRIOR_WEIGHS = 0.5, 0.125
 _NEW_WINDOW = "new window"
 _SURER = "source: surer"  # status where the model answers better with the source's statistics
 _KEPT = 48  # instances of earlier batches whose projections are kept
@@ -186,7 +189,9 @@ class Track(Policy):
         )
         mean = variance = diagnostics = None
         if jumped or evidence.turned or after.pending >= _REFRESH * count:
-            between = self._between_classes(composition, classes, imbalance, correlation, window, n)
+            is_prior = learned is not None and not correlation.is_measured
+            felt_weighs = _PRIOR_WEIGHS if is_prior else _FELT_WEIGHS
+            between = self._between_classes(composition, classes, imbalance, correlation, window, n, felt_weighs)
             after, mean, variance, diagnostics = self._weigh(after, evidence, spread, between, jumped, source)
         apart, limits = before.apart, None
         if learned is not None:
@@ -232,19 +237,20 @@ class Track(Policy):
         correlation: Correlation,
         window: Window,
         n: int,
+        felt_weighs: float,
     ) -> float:
         """Inverse number of independent draws of a class that the window is worth, f_B.
 
-        What the measured correlation says, or less where the predicted classes are more balanced than that: then the
-        geometric mean of both. Neither is to be trusted alone. A model that sees garbage predicts one class for
-        everything, and one that follows a run of one class spreads its predictions; the correlation of a short stream
-        is a guess.
+        What the correlation says, or less where the predicted classes are more balanced than that: then the geometric
+        mean of both, weighted by `felt_weighs`. Neither is to be trusted alone. A model that sees garbage predicts one
+        class for everything, and one that follows a run of one class spreads its predictions; the correlation of a
+        short stream is a guess.
         """
         felt = min(1.0, correlation.length / (window.count + n))
         if composition is None or classes.numel() == 0:
             return felt
         said = self._said(composition, imbalance, window, n)
-        return math.sqrt(felt * said) if said < felt else felt
+        return math.pow(felt, felt_weighs) * math.pow(said, 1 - felt_weighs) if said < felt else felt
 
     def _said(self, composition: Composition, imbalance: float, window: Window, n: int) -> float:
         """f_B as the predicted classes have it."""
