@@ -115,7 +115,7 @@ def test_half_precision_activations(name, dtype, profiled):
     adapted = na.adapt(case.model(), profile).to(dtype) if profiled else na.adapt(case.model().to(dtype))
     reference = na.adapt(case.model(), profile)
     with torch.no_grad():
-        for i in range(3):
+        for i in range(6):  # of the first few instances one rounded prediction says much about the classes
             x = case.target(8, seed=i)
             output = case.call(adapted, x.to(dtype))
             expected = case.call(reference, x)
