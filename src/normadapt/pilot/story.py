@@ -130,11 +130,11 @@ class Story(Rehearsal):
     def fault(self, name: str) -> None:
         """A fault, until a guard trips or its time is over."""
         fault, wanted = FAULTS[name], EXPECTED[name]
+        self.begin(f"fault: {name}")
+        self.change = fault.make(torch.Generator().manual_seed(self.seed))
         if wanted.by == "neither":
             self.unanswerable(name)
             return
-        self.begin(f"fault: {name}")
-        self.change = fault.make(torch.Generator().manual_seed(self.seed))
         tally, first = Tally(), self.sent
         self.before = self.pilot.status()["snapshot"]
         usual = statistics.median(self.took) if self.took else None
@@ -183,11 +183,9 @@ class Story(Rehearsal):
     def unanswerable(self, name: str) -> None:
         """Inputs that no model can answer: the source's answers go out, nothing is learned and nothing rolled back."""
         fault, wanted = FAULTS[name], EXPECTED[name]
-        self.begin(f"fault: {name}")
-        change = fault.make(torch.Generator().manual_seed(self.seed))
         before, first, same = self.pilot.adapted.snapshot(), self.sent, True
         while self.sent - first < wanted.within and self.pilot.stage is Stage.FULL:
-            expected, _ = self.send(None, change, fault.legible)
+            expected, _ = self.send(None, self.change, fault.legible)
             same &= are_equal(self.output, expected)
         after = self.pilot.adapted.snapshot()
         kept = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
