@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from normadapt.pilot import drill, rehearsal
+from normadapt.pilot import drill, rehearsal, story
 from normadapt.pilot.drill import DrillResult, Size, run_drill
 from normadapt.pilot.faults import FAULTS
 from normadapt.pilot.rehearsal import Step
@@ -127,3 +127,33 @@ def test_answers_are_compared_to_the_bit():
     x = torch.tensor([1.0, float("nan")])
     assert rehearsal.are_equal(x, x.clone())
     assert not rehearsal.are_equal(x, torch.tensor([1.0 + 2e-7, float("nan")]))
+
+
+def going_on_with(monkeypatch, tmp_path, change):
+    """The step in which a fault goes on, with other inputs in its place."""
+    second_trip = drill.Story.second_trip
+
+    def changed(self, name):
+        self.change = change
+        second_trip(self, name)
+
+    monkeypatch.setattr(story, "_GOES_ON", 1600)  # the cool-down takes 960 of them
+    monkeypatch.setattr(drill.Story, "second_trip", changed)
+    result = run_drill(
+        tmp_path / "store", seed=1, size=Size(1000, ((0.2, 60), (0.3, 60), (0.4, 60), (0.5, 60)), 50, ("constant",))
+    )
+    (step,) = named(result, "constant goes on")
+    return step, result
+
+
+def test_frames_that_the_canary_answers_as_the_source_does_are_a_gap(tmp_path, monkeypatch):
+    step, result = going_on_with(monkeypatch, tmp_path, lambda inputs: torch.full_like(inputs, 1.0))
+    assert (step.ok, step.gap, step.facts["images"]) == (True, True, 1600)
+    assert [s.name for s in result.steps[result.steps.index(step) :]] == ["constant goes on", "verify"]
+    assert result.ok
+
+
+def test_answers_of_another_class_that_trip_nothing_fail_the_drill(tmp_path, monkeypatch):
+    step, _ = going_on_with(monkeypatch, tmp_path, lambda inputs: inputs)
+    assert (step.ok, step.gap) == (False, False)
+    assert "answers were of another class" in step.got
