@@ -27,7 +27,7 @@ from normadapt.demo import one_thread
 from normadapt.doubts import Doubts
 from normadapt.policies import Track
 from normadapt.policies.ways import FOLLOWED, OWN
-from normadapt.predictions import class_probabilities, entropy
+from normadapt.predictions import class_probabilities
 
 BATCH = 16
 SUITE_NAMES = ("svhn-mnist", "usps-mnist", "usps-digits")
@@ -50,12 +50,6 @@ def probabilities(call: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
     return torch.cat([part for part in told if part is not None]).double()
 
 
-def said(answers: Tensor) -> tuple[float, float]:
-    """H and I, in nats."""
-    unsure = float(entropy(answers).mean())
-    return unsure, float(entropy(answers.mean(0, keepdim=True))) - unsure
-
-
 def row(task: Task, shift: str, instances: int, seed: int) -> list[str]:
     """A shift's line."""
     domain = task.domain(shift)
@@ -65,9 +59,9 @@ def row(task: Task, shift: str, instances: int, seed: int) -> list[str]:
     source, window, own = (probabilities(model, inputs) for model in models)
     right = [100 * float((answers.argmax(1) == labels).double().mean()) for answers in (source, window, own)]
     agree = 100 * float((source.argmax(1) == window.argmax(1)).double().mean())
-    (h, i), (h_window, i_window) = said(source), said(window)
-    figures = [f"{h:.2f}", f"{h_window:.2f}", f"{i:.2f}", f"{i_window:.2f}"]
-    return [shift, *(f"{share:.1f}" for share in right), f"{agree:.0f} %", *figures]
+    said = Doubts().compared({"source": source, "window": window})
+    unsure, told = said.entropies, said.told
+    return [shift, *(f"{share:.1f}" for share in right), f"{agree:.0f} %", *(f"{x:.2f}" for x in (*unsure, *told))]
 
 
 def main() -> None:
@@ -81,9 +75,9 @@ def main() -> None:
         for name in arguments.suite:
             for task in SUITES[name].tasks("dev", arguments.seed):
                 table = Table(title=f"{task.name}: % right, what the answers say", title_justify="left")
-                heads = ("shift", "source", "window", "own", "agree", "H source", "H window", "I source", "I window")
+                heads = ("shift", "source", "window", "own", "agree", "H src", "H win", "I src", "I win")
                 for place, head in enumerate(heads):
-                    table.add_column(head, justify="right" if place else "left")
+                    table.add_column(head, justify="right" if place else "left", min_width=0 if place else 10)
                 for shift in task.shifts:
                     table.add_row(*row(task, shift, arguments.instances, arguments.seed))
                 Console().print(table)

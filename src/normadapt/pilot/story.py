@@ -289,7 +289,6 @@ class Story(Rehearsal):
                 f"no trip in {items:,}, and no answer of another class: no harm",
                 ok=True,
                 gap=True,
-                caught=False,
                 images=items,
             )
             return
