@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from normadapt.bench.limit import true_statistics
 from normadapt.bench.methods import METHODS, Method, select_methods
 from normadapt.bench.runner import Plan, run_plan
 from normadapt.bench.streams import STREAMS, build_stream, materialize, scale_at
+from normadapt.bench.suites.base import Split, Task
 from normadapt.errors import NormadaptError
 
 CALLS: list[int] = []
@@ -44,6 +47,17 @@ class Failing:
             raise RuntimeError("two\nlines")
 
         return answer
+
+
+class Costly(Fake):
+    def ahead(self, task: Task, names: Sequence[str], split: Split, seed: int) -> list[Callable[[], object]]:
+        return [
+            partial(_note, self.cache / f"{task.name} {name}".replace("/", "-")) for name in names if name != task.clean
+        ]
+
+
+def _note(path: Path) -> None:
+    path.write_text(str(os.getpid()))
 
 
 COUNTING = Method("counting", "counting", "baseline", Counting())
@@ -148,6 +162,25 @@ def test_resuming_computes_what_is_missing_only() -> None:
     assert len(more) == 8
     batches = [0, *([1] * 75), 0, *([16] * 11), 4]
     assert batches * 2 == CALLS
+
+
+def test_tasks_can_be_left_out() -> None:
+    tasks, cells = run_plan(_plan(without=("fake/0",)))
+    assert [task.name for task in tasks] == ["fake/1"]
+    assert {cell.key.task for cell in cells} == {"fake/1"}
+
+
+@pytest.mark.parametrize(("streams", "steps"), [(("iid",), []), (("gradual",), ["fake/0 bright-low"])])
+def test_costly_domains_are_made_ahead_by_all_processes(
+    tmp_path: Path, streams: tuple[str, ...], steps: list[str]
+) -> None:
+    run_plan(_plan(suites=(Costly(tmp_path),), streams=streams, batch_sizes=(16,)), jobs=2)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == sorted(
+        [f"fake/{i} {name}".replace("/", "-") for i in (0, 1) for name in ("bright", "faint")]
+        + [s.replace("/", "-") for s in steps]
+    )
+    assert os.getpid() not in {int(path.read_text()) for path in tmp_path.iterdir()}
 
 
 def test_two_processes_give_the_same_as_one() -> None:

@@ -1,5 +1,6 @@
 """The suites on the real data, where they are installed; what is missing is named in the skips."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,21 @@ def test_corrupted_images_are_made_once(tmp_path: Path, monkeypatch: pytest.Monk
     made = suite.tasks("dev", 2)[0].domain("speckle_noise")
     monkeypatch.setattr(fashion, "corrupted", lambda *_: pytest.fail("made again"))
     assert torch.equal(made.inputs, suite.tasks("dev", 2)[0].domain("speckle_noise").inputs)
+
+
+@needs("fashion-c")
+def test_what_is_made_ahead_is_what_a_domain_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion, "IMAGES", 5)
+    one, other = (SUITES["fashion-c"].with_cache(tmp_path / name) for name in "ab")
+    task, names = one.tasks("report", 0)[1], ["clean", "contrast", "contrast/2", "pixelate"]
+    calls = one.ahead(task, names, "report", 0)
+    for call in calls:
+        pickle.loads(pickle.dumps(call))()
+    made = sorted(path.stem for path in tmp_path.rglob("*.npy"))
+    assert made == ["contrast-2", "contrast-5", "pixelate-5"]
+    assert not one.ahead(task, names, "report", 0)
+    apart = other.tasks("report", 0)[1]
+    assert all(torch.equal(task.domain(name).inputs, apart.domain(name).inputs) for name in names)
 
 
 @pytest.mark.skipif(fashion.fashion_folder() is None, reason=f"no Fashion-MNIST: {fashion.INSTALL_IMAGES}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -34,6 +35,7 @@ class Plan:
         split: "report" or "dev": other seeds, and for some suites other shifts.
         seed: Of all draws.
         scale: Relative length of the streams.
+        without: Names of tasks that are left out.
     """
 
     suites: tuple[Suite, ...]
@@ -43,6 +45,7 @@ class Plan:
     split: Split = "report"
     seed: int = 0
     scale: float = 1.0
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,28 +102,40 @@ def run_plan(
     infos: list[TaskInfo] = []
     works: list[_Work] = []
     cells: list[Cell] = []
-    for suite in plan.suites:
-        tell(0, 0, f"preparing {suite.name}")
-        for task in suite.tasks(plan.split, plan.seed):
-            info = _info(suite, task)
-            infos.append(info)
-            for work in _works(plan, suite, task, info):
-                found = [known[key] for key in work.keys if known is not None and key in known]
-                cells += found
-                missing = tuple(key for key in work.keys if known is None or key not in known)
-                if missing:
-                    asked = tuple((key.stream, key.n) for key in missing)
-                    works.append(_Work(replace(work.job, asked=asked), missing, work.cost))
-    done, total = 0, sum(work.cost for work in works)
-    tell(0, total, "bench")
-    for work, outcome in _outcomes(works, plan.suites, jobs):
-        fresh = outcome if isinstance(outcome, list) else [_failed(key, outcome) for key in work.keys]
-        cells += fresh
-        if keep is not None:
-            keep(fresh)
-        done += work.cost
-        tell(done, total, f"{work.job.task}: {work.job.method.name}")
+    with _processes(plan.suites, jobs) as pool:
+        for suite in plan.suites:
+            tell(0, 0, f"preparing {suite.name}")
+            for task in suite.tasks(plan.split, plan.seed):
+                if task.name in plan.without:
+                    continue
+                _make_ahead(plan, suite, task, pool)
+                info = _info(suite, task)
+                infos.append(info)
+                for work in _works(plan, suite, task, info):
+                    found = [known[key] for key in work.keys if known is not None and key in known]
+                    cells += found
+                    missing = tuple(key for key in work.keys if known is None or key not in known)
+                    if missing:
+                        asked = tuple((key.stream, key.n) for key in missing)
+                        works.append(_Work(replace(work.job, asked=asked), missing, work.cost))
+        done, total = 0, sum(work.cost for work in works)
+        tell(0, total, "bench")
+        for work, outcome in _outcomes(works, plan.suites, pool):
+            fresh = outcome if isinstance(outcome, list) else [_failed(key, outcome) for key in work.keys]
+            cells += fresh
+            if keep is not None:
+                keep(fresh)
+            done += work.cost
+            tell(done, total, f"{work.job.task}: {work.job.method.name}")
     return infos, cells
+
+
+def _make_ahead(plan: Plan, suite: Suite, task: Task, pool: ProcessPoolExecutor | None) -> None:
+    """What a domain takes long to make is made by all processes together, before each of them asks for it."""
+    if pool is not None:
+        met = task.domain_names if "gradual" in plan.streams else task.shifts
+        for future in [pool.submit(call) for call in suite.ahead(task, met, plan.split, plan.seed)]:
+            future.result()
 
 
 def _info(suite: Suite, task: Task) -> TaskInfo:
@@ -168,10 +183,24 @@ def _failed(key: Key, error: BaseException) -> Cell:
     return Cell(key, np.zeros(0, dtype=np.bool_), (), (), 0.0, 0.0, 0.0, message[:300])
 
 
+@contextmanager
+def _processes(suites: Sequence[Suite], jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """So many, which start when there is something to do; None for one, as everything is then done in this one."""
+    if jobs == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(jobs, context, _start, (tuple(suites),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _outcomes(
-    works: list[_Work], suites: Sequence[Suite], jobs: int
+    works: list[_Work], suites: Sequence[Suite], pool: ProcessPoolExecutor | None
 ) -> Iterator[tuple[_Work, list[Cell] | BaseException]]:
-    if jobs == 1 or len(works) < 2:
+    if pool is None or len(works) < 2:
         with one_thread(), torch.random.fork_rng(devices=[]):
             workshop = Workshop(suites)
             for work in works:
@@ -180,15 +209,10 @@ def _outcomes(
                 except Exception as error:  # whatever a method raises is its result
                     yield work, error
         return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(min(jobs, len(works)), context, _start, (tuple(suites),))
-    try:
-        futures: dict[Future[list[Cell]], _Work] = {pool.submit(_run, w.job, w.keys): w for w in works}
-        for future in as_completed(futures):
-            failure = future.exception()
-            yield futures[future], future.result() if failure is None else failure
-    finally:
-        pool.shutdown(cancel_futures=True)
+    futures: dict[Future[list[Cell]], _Work] = {pool.submit(_run, w.job, w.keys): w for w in works}
+    for future in as_completed(futures):
+        failure = future.exception()
+        yield futures[future], future.result() if failure is None else failure
 
 
 _WORKSHOP: Workshop | None = None

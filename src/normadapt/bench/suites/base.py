@@ -173,6 +173,20 @@ class Suite(ABC):
             raise NormadaptError("\n".join(lines))
         return self._tasks(split, seed)
 
+    def ahead(self, task: Task, names: Sequence[str], split: Split, seed: int) -> list[Callable[[], object]]:
+        """What is costly to make for these domains and not in the cache yet, in parts that processes can share.
+
+        Args:
+            task: One of `tasks(split, seed)`.
+            names: Of its domains.
+            split: As for `tasks`.
+            seed: As for `tasks`.
+
+        Returns:
+            Calls that can be pickled. Default: none.
+        """
+        return []
+
     @abstractmethod
     def _tasks(self, split: Split, seed: int) -> list[Task]: ...
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -94,15 +96,29 @@ class FashionC(Suite):
             source=lambda: _source(split, seed),
         )
 
+    def ahead(self, task: Task, names: Sequence[str], split: Split, seed: int) -> list[Callable[[], object]]:
+        """The corrupted images that are not there yet."""
+        usual = task.name.rpartition("/")[2]
+        parts = [(*name.partition("/")[::2], usual) for name in names if name != CLEAN]
+        wanted = [(corruption, int(step or severity)) for corruption, step, severity in parts]
+        missing = [one for one in wanted if not self._file(*one, split, seed).is_file()]
+        return [partial(self._make, *one, split, seed) for one in missing]
+
+    def _make(self, corruption: str, severity: int, split: Split, seed: int) -> None:
+        images, _ = fashion_images("test")
+        self._kept(images[chosen_images(len(images), split, seed)], corruption, severity, split, seed)
+
+    def _file(self, corruption: str, severity: int, split: Split, seed: int) -> Path:
+        return self.cache / f"{self.name}-{installed_version()}" / f"{split}-{seed}" / f"{corruption}-{severity}.npy"
+
     def _kept(
         self, images: NDArray[np.uint8], corruption: str, severity: int, split: Split, seed: int
     ) -> NDArray[np.uint8]:
         """The corrupted images, made once: both tasks, all methods and all processes read the same file."""
-        folder = self.cache / f"{self.name}-{installed_version()}" / f"{split}-{seed}"
-        path = folder / f"{corruption}-{severity}.npy"
+        path = self._file(corruption, severity, split, seed)
         if not path.is_file():
             made = corrupted(images, corruption, severity, draw(split, seed, corruption, severity))
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}.npy")  # another process may be at it: whoever is last wins
             np.save(part, made)
             part.replace(path)
