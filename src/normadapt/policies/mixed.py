@@ -132,14 +132,12 @@ def split_instances(
     scale_squares = scatter.squares[1] * window.faded + _squares(half, scatter.half, window.count, weight)
     together = 0.0
     if limits is not None:
-        column = source.share.unsqueeze(1)
-        average, before = half @ column, scatter.half @ column if window.count > 0 else scatter.half
-        together = scatter.together * window.faded + _squares(average, before, window.count, column.new_ones(1))
+        together = scatter.together * window.faded + _together(half, scatter.half, window.count, source)
         if not mixed and judge.vary_together(together, limits.together * limits.nearly):
             unlike, mixed = True, judge.vary_together(together, limits.together)
         known = known or unlike
     scale_excess = judge.excess(scale_squares, 1) if known else 0.0
-    half_mean = half.mean(0)
+    half_mean = _mean(half)
     if window.count > 0:
         half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
     excess = location_excess, scale_excess
@@ -178,11 +176,27 @@ def _at_least(share: Tensor | float, least: float) -> Tensor | float:
 
 def _squares(values: Tensor, before: Tensor, count: float, weight: Tensor) -> float:
     """What instances (n, C) add to a sum of squared distances about the mean of so many others and of themselves."""
-    n, mean = values.shape[0], values.mean(0)
+    n, mean = values.shape[0], _mean(values)
     added = float((values - mean).square_().sum(0) @ weight) if n > 1 else 0.0
     if count > 0:
         added += n * count / (count + n) * float((mean - before).square_() @ weight)
     return added
+
+
+def _together(half: PerInstance, before: PerChannel, count: float, source: Source) -> float:
+    """The same of one number per instance, the average of its half-log-variances (n, C) over channels."""
+    if half.shape[0] > 1:
+        column = source.share.unsqueeze(1)
+        return _squares(half @ column, before @ column if count > 0 else before, count, column.new_ones(1))
+    if count == 0:
+        return 0.0
+    distance = float(half[0] @ source.share) - float(before @ source.share)
+    return count / (count + 1) * distance * distance
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Over instances (n, C); of a single one, where a call less counts, itself."""
+    return values[0] if values.shape[0] == 1 else values.mean(0)
 
 
 class _Judge:

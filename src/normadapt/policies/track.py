@@ -131,11 +131,13 @@ class Track(Policy):
 
         batch = standardize(evidence.both, units)
         location, ratio = batch.unbind()
-        moments = torch.stack((location, torch.addcmul(ratio, location, location)))  # about the source
+        moments = batch.clone()  # about the source
+        moments[1].addcmul_(location, location)
         correlation, jumped = state.correlation, False
         recent, before = state.recent.update(moments, evidence.composition, n), found_before(evidence)
         if state.count > 0:
-            here = torch.stack((location, ratio.add(spread.location, alpha=1 / n).log_().mul_(0.5)))
+            here = batch.clone()
+            here[1].add_(spread.location, alpha=1 / n).log_().mul_(0.5)
             jumped = self._jumped(state, here, evidence, spread, source)
             if not jumped and n < REACH:  # too few to tell by themselves
                 # Where a window before this one begins anew, its own evidence is of inputs that are no more; not if it
