@@ -380,13 +380,14 @@ def test_scales_that_vary_together_show_a_mixed_stream_and_channels_that_vary_al
     assert limited(x, n, contrasts, LIMITS._replace(together=1.0))[-1][1] is None
 
 
-def test_what_varies_together_is_pooled_over_batches():
+@pytest.mark.parametrize("n", [1, 8])
+def test_what_varies_together_is_pooled_over_batches(n):
     x = 0.2 * torch.randn(48, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     contrasts = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(5))
     site, halves = source(known_spread(0.3, 0.2)), []
     use = torch.zeros(2, 4, dtype=torch.float64)
     scatter, count = Scatter.empty(site), 0.0
-    for seed, (part, contrast) in enumerate(zip(x.split(8), contrasts.double().split(8), strict=True)):
+    for seed, (part, contrast) in enumerate(zip(x.split(n), contrasts.double().split(n), strict=True)):
         batch = evidence(part, seed, contrast.view(-1, 1, 1))
         window = Window(count, 1.0 if count else 0.0, torch.zeros(4, dtype=torch.float64))
         scatter, _ = split_instances(
@@ -394,7 +395,7 @@ def test_what_varies_together_is_pooled_over_batches():
         )
         location, ratio = standardized(batch, site)
         halves.append(np.log(ratio + location**2) / 2 @ WEIGHT.numpy() / 5)
-        count += 8
+        count += n
     average = np.concatenate(halves)
     assert scatter.together == pytest.approx(((average - average.mean()) ** 2).sum())
 

@@ -137,9 +137,7 @@ def split_instances(
             unlike, mixed = True, judge.vary_together(together, limits.together)
         known = known or unlike
     scale_excess = judge.excess(scale_squares, 1) if known else 0.0
-    half_mean = _mean(half)
-    if window.count > 0:
-        half_mean = torch.lerp(scatter.half, half_mean, n / judge.total)
+    half_mean = torch.lerp(scatter.half, _mean(half), n / judge.total) if window.count > 0 else half.mean(0)
     excess = location_excess, scale_excess
     after = Scatter((location_squares, scale_squares), half_mean, excess, together, mixed, unlike)
     least = min(least, max_weight)
