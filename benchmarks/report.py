@@ -52,8 +52,8 @@ def assembled(full: str, ablations: dict[str, tuple[str, str]]) -> str:
     parts = [
         "## Ours with a step removed",
         "From runs of their own; `python benchmarks/report.py` makes all of this page. "
-        'A row above ours says that the step costs more than it is worth there. "Against ours" is against Track with a '
-        "profile, in tables without one, too.",
+        "A row above ours says that the step costs more than it is worth there; rows without a profile are compared "
+        "with Track without one. The steps are those of docs/METHOD.md.",
     ]
     for title, (command, report) in ablations.items():
         without, profiled = tables(report)
@@ -65,6 +65,7 @@ def assembled(full: str, ablations: dict[str, tuple[str, str]]) -> str:
             profiled,
         ]
     mark = "## How it was measured"
+    full = full.replace("every figure here comes from it.", "every figure but those of steps removed comes from it.", 1)
     return full.replace(mark, "\n\n".join([*parts, mark]), 1)
 
 

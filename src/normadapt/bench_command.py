@@ -24,7 +24,7 @@ from normadapt.bench.runner import Plan, run_plan
 from normadapt.bench.streams import BATCH_SIZES, STREAMS
 from normadapt.bench.suites import SUITES
 from normadapt.bench.suites.base import Suite
-from normadapt.bench.targets import targets
+from normadapt.bench.targets import JUDGED, targets
 from normadapt.bench_tables import failures, list_tables, reading, result_tables, targets_table
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.outputs import check_file, folder, plain, print_files, print_json
@@ -33,7 +33,6 @@ from normadapt.progress import progress_bar
 QUICK_SCALE, QUICK_SIZES, QUICK_METHODS = 0.1, (1, 16), ("main",)
 QUICK_STREAMS = ("continual", "mixed", "runs", "clean")
 QUICK_WITHOUT = ("fashion-c/3",)  # half of the longest suite: its other severity says enough for a first look
-_JUDGED = 0.3  # scale from which targets are printed: shorter streams say too little
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False, add_completion=False)
 
@@ -147,7 +146,7 @@ def run(
     console = Console()
     console.print(result_tables(results, console.width))
     found = targets(results)
-    if plan.scale >= _JUDGED and any(target.reached is not None for target in found):
+    if plan.scale >= JUDGED and any(target.reached is not None for target in found):
         console.print("\nThe targets (points)\n", style="bold")
         console.print(targets_table(found))
     for line in failures(results):

@@ -110,9 +110,11 @@ def reading(results: Results) -> str:
     """How the tables are to be read."""
     return (
         "% of instances answered rightly, mean over streams, tasks and batch sizes n; best rule in bold. "
-        "vs ours: points, with half the width of a 95 % interval. regret: points behind the best rule of each cell, on "
-        "average and at worst. gain: share of the way from Source to the limit. clean: points lost on clean data, at "
-        f"worst. Split {results.plan.split}, seed {results.plan.seed}, scale {results.plan.scale:g}."
+        "vs ours: points against Track (with a profile where a table has it), with half the width of a 95 % interval. "
+        "regret: points behind the best rule of each cell, on average and at worst. gain: share of the way from Source "
+        "to the limit. clean: points lost on clean data, at worst. Columns that do not fit this terminal (clean, cost) "
+        "are in bench.html. "
+        f"Split {results.plan.split}, seed {results.plan.seed}, scale {results.plan.scale:g}."
     )
 
 
@@ -175,6 +177,6 @@ def _methods_table() -> Table:
     for role, title in titles:
         names = [m.name for m in (*METHODS.values(), *ABLATIONS.values()) if m.role == role]
         if names:
-            table.add_row(title, ", ".join(names))
+            table.add_row(title, ("\n" if role == "ablation" else ", ").join(names))  # theirs have commas
     table.add_row("groups", "all, main, baselines, ours, ablations; a family such as EMA; Track(memory=500)")
     return table

@@ -10,7 +10,8 @@ def test_blocks_stay_within_segments_and_cover_everything() -> None:
     assert blocks([100, 30, 130], 50).tolist() == [0, 50, 100, 130, 180, 230]
     assert blocks([120], 50).tolist() == [0, 50]  # a rest of less than half a block joins the one before
     assert blocks([10], 50).tolist() == [0]
-    assert (block_length(1), block_length(200)) == (50, 200)
+    assert (block_length(1, 1000), block_length(200, 1000)) == (50, 200)
+    assert (block_length(1, 64), block_length(16, 64)) == (8, 16)
 
 
 def test_replicates_of_a_constant_do_not_vary() -> None:

@@ -183,6 +183,7 @@ def test_quick_is_short(tmp_path: Path) -> None:
     values = json.loads(found.stdout)
     assert values["about"]["command"] == "normadapt bench --quick --suite fake --seed 0"
     assert max(c["instances"] for c in values["cells"]) <= 400
+    assert "These streams are too short to judge them." in (tmp_path / "bench.html").read_text()
 
 
 def test_a_failing_method_is_in_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +225,7 @@ def test_list_names_suites_methods_and_how_to_install() -> None:
     assert re.search(r"^absent +missing", text, re.M)
     assert "-> python -m pip install something" in text
     assert "SchneiderPrior(16)" in text
+    assert re.search(r"^ +Track, no window *$", text, re.M)  # one to a line: their names have commas
     values = json.loads(_run("list", "--json").stdout)
     assert [s["ready"] for s in values["suites"]] == [True, True, False]
     assert values["streams"].keys() >= {"iid", "mixed"}

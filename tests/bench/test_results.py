@@ -100,6 +100,14 @@ def test_against_ours_is_paired() -> None:
     assert (track.low, track.value, track.high) == (0, 0, 0)  # the same bits: no doubt at all
 
 
+def test_a_single_block_gives_no_interval() -> None:
+    found = results({("u", "iid", LENGTH): _row()})
+    assert all(entry.against_ours is None for entry in found.entries)
+    assert all(summary.against_ours is None for summary in _summaries(found, "u").values())
+    for entry in results({("u", "iid", LENGTH // 2): _row()}).entries:
+        assert (entry.against_ours is None) == (entry.method == "Track + profile")
+
+
 def test_without_a_profile_ours_is_track() -> None:
     row = {name: value for name, value in ROW.items() if name != "Track + profile"}
     found = results({("u", "iid", 1): row}, [info("u", "u", profile=False)])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 REPLICATES = 1000
 BLOCK = 50
+_BLOCKS = 8  # at least, where batches allow it: from fewer, differences look surer than they are
 LEVEL = 0.95
 _NORMAL = 1.959964
 
@@ -29,9 +30,9 @@ class Interval:
     high: float
 
 
-def block_length(batch_size: int) -> int:
-    """At least a batch, since all of a batch shares its statistics."""
-    return max(BLOCK, batch_size)
+def block_length(batch_size: int, count: int) -> int:
+    """Of a stream of `count` instances: an eighth of a short one, but a batch at least, as it shares its statistics."""
+    return max(min(BLOCK, count // _BLOCKS), batch_size)
 
 
 def blocks(segments: Sequence[int], length: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from normadapt.bench.methods import LIMIT, SOURCE, TRACK, TRACK_PROFILE, Method,
 from normadapt.bench.runner import Plan, TaskInfo
 
 ALL = "all suites"
-REACHABLE = 0.01
+REACHABLE = 0.02
 """Limit minus source below which a share of the gain would be noise."""
 RULES: tuple[Role, ...] = ("baseline", "gradient")
 """Roles of the rows that ours is compared with."""
@@ -188,7 +188,10 @@ class Results:
             return {}
         cells = self.cells[place]
         differences = _differences([cells[name] for name in others], cells[base])
-        draws, k = replicates(differences, cells[base].segments, block_length(place.n), f"{place.task} {place.stream}")
+        length = block_length(place.n, differences.shape[1])
+        draws, k = replicates(differences, cells[base].segments, length, f"{place.task} {place.stream}")
+        if k < 2:
+            return {}  # nothing says how far it may be off
         return {name: interval(float(d.mean()), r, k) for name, d, r in zip(others, differences, draws, strict=True)}
 
     def average_intervals(self, scope: list[list[Place]], base: str) -> dict[str, Interval]:
@@ -215,13 +218,13 @@ class Results:
                     [_differences([self.cells[p][name] for name in names], self.cells[p][base]) for p in members],
                     axis=0,
                 )
-                length = block_length(max(p.n for p in members))
+                length = block_length(max(p.n for p in members), differences.shape[1])
                 draws, k = replicates(differences, segments, length, f"{task} {stream}")
                 weight = len(members) / len(suite) / len(scope)
                 total = weight * draws if total is None else total + weight * draws
                 values += weight * differences.mean(axis=1)
                 blocks += k
-        if total is None:
+        if total is None or blocks < 2:
             return {}
         return {name: interval(float(values[i]), total[i], blocks) for i, name in enumerate(names)}
 

@@ -14,6 +14,10 @@ _SIZES = "each batch size's average within 0.3 of the best baseline's"
 _MIXED = "mixed: within 1 point of the best baseline"
 _EVERY: Callable[[Place], bool] = lambda _place: True  # noqa: E731
 
+JUDGED = 0.3
+"""Scale of the streams from which the targets can be judged: shorter ones say too little."""
+TOO_SHORT = " These streams are too short to judge them."
+
 
 @dataclass(frozen=True)
 class Target:
