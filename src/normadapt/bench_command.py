@@ -24,7 +24,7 @@ from normadapt.bench.runner import Plan, run_plan
 from normadapt.bench.streams import BATCH_SIZES, STREAMS
 from normadapt.bench.suites import SUITES
 from normadapt.bench.suites.base import Suite
-from normadapt.bench.targets import JUDGED, targets
+from normadapt.bench.targets import can_judge, targets
 from normadapt.bench_tables import failures, list_tables, reading, result_tables, targets_table
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.outputs import check_file, folder, plain, print_files, print_json
@@ -146,7 +146,7 @@ def run(
     console = Console()
     console.print(result_tables(results, console.width))
     found = targets(results)
-    if plan.scale >= JUDGED and any(target.reached is not None for target in found):
+    if can_judge(results) and any(target.reached is not None for target in found):
         console.print("\nThe targets (points)\n", style="bold")
         console.print(targets_table(found))
     for line in failures(results):

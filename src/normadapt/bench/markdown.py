@@ -10,7 +10,7 @@ from normadapt.bench.bootstrap import Interval
 from normadapt.bench.results import ALL, Results
 from normadapt.bench.streams import PER_SHIFT, STREAMS, scale_at
 from normadapt.bench.summary import Summary, summarize
-from normadapt.bench.targets import JUDGED, TOO_SHORT, Target, targets
+from normadapt.bench.targets import Target, reservation, targets
 
 
 def markdown(results: Results, about: About) -> str:
@@ -23,7 +23,7 @@ def markdown(results: Results, about: About) -> str:
         "## The targets",
         "They were set before anything was measured. Figures are points of accuracy; in brackets where it was closest. "
         "Where a target was set for all suites it is asked of each by itself, and of their mean, too. "
-        f"Those with a profile were set for `fashion-c`.{TOO_SHORT if plan.scale < JUDGED else ''}",
+        + reservation(results),
         _targets(targets(results)),
     ]
     for scope in results.scopes:

@@ -14,7 +14,7 @@ from normadapt.bench.bootstrap import Interval
 from normadapt.bench.files import page_data
 from normadapt.bench.results import Results
 from normadapt.bench.summary import Summary, summarize
-from normadapt.bench.targets import JUDGED, TOO_SHORT, Target, targets
+from normadapt.bench.targets import Target, reservation, targets
 from normadapt.page_style import document
 
 
@@ -46,7 +46,7 @@ stream underlined. The limit has each domain&#39;s true statistics. Point at a c
 Source to the limit. clean: points lost on clean data, at the worst batch size. cost: processor time of a batch relative
 to the plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals are 95 %.</p>
 <h2 id="targets">The targets</h2>
-<p class="note">Those with a profile were set for fashion-c.{TOO_SHORT if results.plan.scale < JUDGED else ""}</p>
+<p class="note">{escape(reservation(results))}</p>
 <div class="scroll targets">{_targets(targets(results))}</div>"""
     scripts = f'<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
     return document("normadapt bench", css, main, scripts)

@@ -190,9 +190,7 @@ class Results:
         differences = _differences([cells[name] for name in others], cells[base])
         length = block_length(place.n, differences.shape[1])
         draws, k = replicates(differences, cells[base].segments, length, f"{place.task} {place.stream}")
-        if k < 2:
-            return {}  # nothing says how far it may be off
-        return {name: interval(float(d.mean()), r, k) for name, d, r in zip(others, differences, draws, strict=True)}
+        return _named(others, differences.mean(axis=1), draws, k)
 
     def average_intervals(self, scope: list[list[Place]], base: str) -> dict[str, Interval]:
         """Mean difference of every row to `base` over the scope.
@@ -224,14 +222,21 @@ class Results:
                 total = weight * draws if total is None else total + weight * draws
                 values += weight * differences.mean(axis=1)
                 blocks += k
-        if total is None or blocks < 2:
-            return {}
-        return {name: interval(float(values[i]), total[i], blocks) for i, name in enumerate(names)}
+        return {} if total is None else _named(names, values, total, blocks)
 
 
 def _differences(cells: Sequence[Cell], base: Cell) -> NDArray[np.float64]:
     """Per instance (M, L): 1 where only the method was right, -1 where only the base was."""
     return np.stack([cell.bits for cell in cells]).astype(np.float64) - base.bits
+
+
+def _named(
+    names: Sequence[str], values: NDArray[np.float64], draws: NDArray[np.float64], number: int
+) -> dict[str, Interval]:
+    """An interval of each row; of a single block none, as nothing says how far it may be off."""
+    if number < 2:
+        return {}
+    return {name: interval(float(v), d, number) for name, v, d in zip(names, values, draws, strict=True)}
 
 
 def share_of_gain(accuracy: float | None, source: float | None, limit: float | None) -> float | None:

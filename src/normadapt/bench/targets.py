@@ -14,9 +14,7 @@ _SIZES = "each batch size's average within 0.3 of the best baseline's"
 _MIXED = "mixed: within 1 point of the best baseline"
 _EVERY: Callable[[Place], bool] = lambda _place: True  # noqa: E731
 
-JUDGED = 0.3
-"""Scale of the streams from which the targets can be judged: shorter ones say too little."""
-TOO_SHORT = " These streams are too short to judge them."
+_JUDGED = 0.3  # scale from which streams can judge the targets: shorter ones say too little
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,17 @@ class _Margin:
 
     points: float
     where: str
+
+
+def can_judge(results: Results) -> bool:
+    """Whether the streams are long enough to judge the targets."""
+    return results.plan.scale >= _JUDGED
+
+
+def reservation(results: Results) -> str:
+    """What is to be known beside the verdicts."""
+    short = "" if can_judge(results) else " These streams are too short to judge them."
+    return f"Those with a profile were set for {_PROFILED}.{short}"
 
 
 def targets(results: Results) -> list[Target]:

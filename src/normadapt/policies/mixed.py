@@ -137,6 +137,7 @@ def split_instances(
             unlike, mixed = True, judge.vary_together(together, limits.together)
         known = known or unlike
     scale_excess = judge.excess(scale_squares, 1) if known else 0.0
+    # The mean of one instance is a copy where it is kept as it is: a view would keep the batch.
     half_mean = torch.lerp(scatter.half, _mean(half), n / judge.total) if window.count > 0 else half.mean(0)
     excess = location_excess, scale_excess
     after = Scatter((location_squares, scale_squares), half_mean, excess, together, mixed, unlike)

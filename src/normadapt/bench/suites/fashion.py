@@ -82,8 +82,7 @@ class FashionC(Suite):
         def make(name: str) -> Domain:
             if name == CLEAN:
                 return Domain(fashion_inputs(images), labels)
-            corruption, _, step = name.partition("/")
-            changed = self._kept(images, corruption, int(step or severity), split, seed)
+            changed = self._kept(images, *_corruption(name, severity), split, seed)
             return Domain(fashion_inputs(changed), labels)
 
         return Task(
@@ -98,9 +97,8 @@ class FashionC(Suite):
 
     def ahead(self, task: Task, names: Sequence[str], split: Split, seed: int) -> list[Callable[[], object]]:
         """The corrupted images that are not there yet."""
-        usual = task.name.rpartition("/")[2]
-        parts = [(*name.partition("/")[::2], usual) for name in names if name != CLEAN]
-        wanted = [(corruption, int(step or severity)) for corruption, step, severity in parts]
+        usual = int(task.name.rpartition("/")[2])
+        wanted = [_corruption(name, usual) for name in names if name != CLEAN]
         missing = [one for one in wanted if not self._file(*one, split, seed).is_file()]
         return [partial(self._make, *one, split, seed) for one in missing]
 
@@ -124,6 +122,12 @@ class FashionC(Suite):
             part.replace(path)
         kept: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         return kept
+
+
+def _corruption(domain: str, usual: int) -> tuple[str, int]:
+    """Name and severity of a domain's corruption; the task's `usual` one where the name has none."""
+    corruption, _, severity = domain.partition("/")
+    return corruption, int(severity or usual)
 
 
 def chosen_images(count: int, split: Split, seed: int) -> NDArray[np.int64]:
