@@ -27,7 +27,7 @@ from normadapt.demo import one_thread
 from normadapt.doubts import Doubts
 from normadapt.policies import Track
 from normadapt.policies.ways import FOLLOWED, OWN
-from normadapt.predictions import class_probabilities
+from normadapt.layers.predictions import class_probabilities
 
 BATCH = 16
 SUITE_NAMES = ("svhn-mnist", "usps-mnist", "usps-digits")

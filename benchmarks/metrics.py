@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import normadapt as na
 from normadapt.monitor.metrics import PrometheusExporter
-from normadapt.observation import Seen
+from normadapt.adapted.observation import Seen
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
 
 

@@ -25,10 +25,10 @@ from torch import nn
 
 import normadapt as na
 from normadapt.monitor import Recorder
-from normadapt.observation import Seen
-from normadapt.policies.base import Diagnostics
-from normadapt.statistics import InstanceMoments
-from normadapt.streams import Record
+from normadapt.adapted.observation import Seen
+from normadapt.layers.policy import Diagnostics
+from normadapt.layers.moments import InstanceMoments
+from normadapt.adapted.streams import Record
 
 LAYERS, BATCHES, CHANNELS, CLASSES = 50, 10_000, 64, 10
 SHARE, SECONDS, MEGABYTES = 0.01, 5.0, 6.0

@@ -22,8 +22,8 @@ from torch import Tensor
 from normadapt.bench.suites import SUITES
 from normadapt.bench.suites.base import Task
 from normadapt.demo import one_thread
-from normadapt.hooks import SiteHook, hooked_copy
-from normadapt.statistics import gather_evidence
+from normadapt.layers.hooks import SiteHook, hooked_copy
+from normadapt.layers.moments import gather_evidence
 
 INSTANCES, BATCH = 400, 100
 

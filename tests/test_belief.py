@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from normadapt.policies import Track
-from normadapt.policies.base import Source, units_about
+from normadapt.layers.policy import Source, units_about
 from normadapt.policies.belief import UNTOLD, believe
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Window
-from normadapt.predictions import argmax_frequencies
-from normadapt.spread import Spread
-from normadapt.statistics import Composition, gather_evidence
+from normadapt.layers.predictions import argmax_frequencies
+from normadapt.profiles.spread import Spread
+from normadapt.layers.moments import Composition, gather_evidence
 
 SUM = 5.0
 NOISE = ((0.4, 0.06), (0.3, 0.05))  # k1, k2 of locations and of scales

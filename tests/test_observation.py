@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import normadapt as na
-from normadapt.observation import Seen
+from normadapt.adapted.observation import Seen
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
 
 

@@ -10,7 +10,7 @@ from torch import nn
 import normadapt as na
 from models import CASES, NET, everything, same, vectors
 from normadapt.errors import NormadaptError, PredictionsError, ProfileMismatchError
-from normadapt.profile import SiteProfile
+from normadapt.profiles.source_profile import SiteProfile
 
 FIELDS = ("mean", "variance", "between", "within", "squares", "third_cumulant")
 

@@ -10,7 +10,7 @@ import normadapt as na
 from normadapt.bench.ablations import NoAverage
 from normadapt.demo import as_is, brightness, contrast, mnist_digits, noise, normalized, usps_net
 from normadapt.policies.recent import REACH, Recent
-from normadapt.statistics import Composition
+from normadapt.layers.moments import Composition
 
 EMPTY = Recent(torch.zeros(2, 0).double(), torch.zeros(0).double())
 

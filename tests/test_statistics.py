@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from normadapt.asymptotics.cumulants import Moments
-from normadapt.statistics import Composition, exact_instance_moments, gather_evidence, instance_moments
+from normadapt.layers.moments import Composition, exact_instance_moments, gather_evidence, instance_moments
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
 SHAPES = [(5, 3), (5, 3, 7), (5, 3, 4, 6), (5, 3, 2, 3, 4), (1, 3, 8), (1, 3), (4, 1, 1, 1)]

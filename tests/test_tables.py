@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from normadapt.demo import METHODS, DemoResult, Row
-from normadapt.report import Report, SiteReport
+from normadapt.reports.report import Report, SiteReport
 from normadapt.tables import demo_findings, demo_notes, demo_table, report_table
 
 

@@ -9,12 +9,12 @@ import torch
 
 from class_runs import CHANNELS, centres, draws, in_runs
 from normadapt.policies import Track
-from normadapt.policies.base import Source, units_about
+from normadapt.layers.policy import Source, units_about
 from normadapt.policies.correlation import Correlation
 from normadapt.policies.mixed import Found, Scatter, Window, split_instances
 from normadapt.policies.spread_learner import LearnedSpread, Limits
-from normadapt.spread import Spread
-from normadapt.statistics import gather_evidence
+from normadapt.profiles.spread import Spread
+from normadapt.layers.moments import gather_evidence
 
 CENTRES = centres(torch.float64)
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 1.5], dtype=torch.float64)

@@ -14,9 +14,9 @@ from models import CASES, calibrate, same
 from normadapt.baselines import BatchStatistics
 from normadapt.bench.ablations import NoCorrelation
 from normadapt.policies import track
-from normadapt.policies.base import are_below
+from normadapt.layers.policy import are_below
 from normadapt.policies.spread_learner import shrink_to_prior
-from normadapt.statistics import gather_evidence
+from normadapt.layers.moments import gather_evidence
 
 CENTRES = centres(torch.float32)
 LAYERS_ALONE = na.Track(compares=False)  # this model answers as well where instances are not split

@@ -1,22 +1,24 @@
 """Keep a trained network's normalization statistics right while its data drift."""
 
 from normadapt import baselines
-from normadapt.adapt import AdaptedModel, adapt
-from normadapt.policies import Blend, Policy, Statistics, Track
-from normadapt.profile import SourceProfile
-from normadapt.profiling import profile_source
-from normadapt.recalibrate import recalibrate
-from normadapt.statistics import Evidence
+from normadapt.adapted._adapt import AdaptedModel, adapt
+from normadapt.adapted.rule import Domains
+from normadapt.layers.policy import Policy, Statistics
+from normadapt.weights.blend import Blend
+from normadapt.profiles.source_profile import SourceProfile
+from normadapt.profiles._profile_source import profile_source
+from normadapt.adapted._recalibrate import recalibrate
+from normadapt.layers.moments import Evidence
 from normadapt.version import __version__
 
 __all__ = [
     "AdaptedModel",
     "Blend",
+    "Domains",
     "Evidence",
     "Policy",
     "SourceProfile",
     "Statistics",
-    "Track",
     "__version__",
     "adapt",
     "baselines",

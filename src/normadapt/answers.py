@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
-from normadapt.batches import batch_length, run_model
+from normadapt.adapted._adapt import AdaptedModel
+from normadapt.layers.batches import batch_length, run_model
 from normadapt.errors import SpecError
 from normadapt.specs import split_targets
 

@@ -17,7 +17,7 @@ from torch import nn
 from typer.core import TyperGroup
 
 from normadapt import baselines
-from normadapt.adapt import adapt
+from normadapt.adapted._adapt import adapt
 from normadapt.answers import answer_stream
 from normadapt.bench_command import bench
 from normadapt.dashboard_command import register as register_dashboard
@@ -30,14 +30,14 @@ from normadapt.monitor_command import write_page
 from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
 from normadapt.pilot_command import register
 from normadapt.policies import Blend, Policy, Track
-from normadapt.profile import SourceProfile
-from normadapt.profiling import profile_source
+from normadapt.profiles.source_profile import SourceProfile
+from normadapt.profiles._profile_source import profile_source
 from normadapt.progress import progress_bar
-from normadapt.recalibrate import Recalibration, RecalibrationProgress
-from normadapt.recalibrate import recalibrate as recalibrate_model
+from normadapt.adapted._recalibrate import Recalibration, RecalibrationProgress
+from normadapt.adapted._recalibrate import recalibrate as recalibrate_model
 from normadapt.simulate import EXPERIMENTS, run_simulation
 from normadapt.specs import Data, load_data, load_model, resplit
-from normadapt.streams import PER_INSTANCE
+from normadapt.adapted.streams import PER_INSTANCE
 from normadapt.tables import claims_table, demo_findings, demo_lead, demo_notes, demo_table, report_table
 from normadapt.version import __version__
 

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normadapt.adapt import AdaptedModel, adapt
+from normadapt.adapted._adapt import AdaptedModel, adapt
 from normadapt.baselines import EMA, BatchStatistics
 from normadapt.errors import NormadaptError
 from normadapt.policies import Policy, Track
-from normadapt.report import Report
+from normadapt.reports.report import Report
 
 Images: TypeAlias = Tensor
 """(n, 1, 16, 16): grey values between 0 and 1."""

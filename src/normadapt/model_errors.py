@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normadapt.batches import run_model, split_item
+from normadapt.layers.batches import run_model, split_item
 
 _PACKAGE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent

@@ -11,7 +11,7 @@ from rich.console import Console
 from normadapt.errors import ExtraMissingError
 from normadapt.monitor.kept import write_report
 from normadapt.outputs import check_file, print_files
-from normadapt.report import Report
+from normadapt.reports.report import Report
 
 
 def report(

@@ -35,7 +35,7 @@ from normadapt.pilot_tables import (
     status_table,
     verification_lines,
 )
-from normadapt.profile import SourceProfile
+from normadapt.profiles.source_profile import SourceProfile
 from normadapt.progress import progress_bar
 from normadapt.specs import load_data, load_model
 from normadapt.store import Store

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normadapt.batches import batch_length, split_item
+from normadapt.layers.batches import batch_length, split_item
 from normadapt.errors import SpecError
 
 _FORMS = "package.module:callable or path/file.py:callable"

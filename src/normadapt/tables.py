@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normadapt.demo import ALL_IN_TURN, CONDITIONS, METHODS, OURS, REPORT_BATCH_SIZE, SOURCE, DemoResult, Row
-from normadapt.report import Report, SiteReport, format_probability
+from normadapt.reports.report import Report, SiteReport, format_probability
 from normadapt.simulate import Finding
 
 _CHANCE = 2.0  # standard errors below which a difference is not called one

@@ -13,7 +13,7 @@ from models import NET, calibrate
 from normadapt.bench.ablations import ABLATED
 from normadapt.bench.methods import ABLATIONS, METHODS
 from normadapt.policies import Policy
-from normadapt.predictions import Predictions
+from normadapt.layers.predictions import Predictions
 
 POLICIES = dict(ABLATED)
 BOTH = pytest.mark.parametrize("profiled", [False, True], ids=["learned", "profile"])

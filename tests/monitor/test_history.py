@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import normadapt as na
 from normadapt.baselines import BatchStatistics
-from normadapt.history import History
+from normadapt.reports.history import History
 from normadapt.monitor import HISTORY, Recorder
 from normadapt.monitor.columns import Columns
 from normadapt.monitor.reduction import answers_of
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
-from normadapt.report import Report
+from normadapt.reports.report import Report
 from normadapt.store import Store
 
 

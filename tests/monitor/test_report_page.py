@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 import normadapt as na
 from normadapt.cli import app
 from normadapt.errors import ExtraMissingError, SpecError
-from normadapt.history import History, Mark
+from normadapt.reports.history import History, Mark
 from normadapt.monitor import Recorder, report_page
 from normadapt.monitor.kept import read_source
 from normadapt.monitor.log_words import happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import findings
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
-from normadapt.report import Report, SiteReport
+from normadapt.reports.report import Report, SiteReport
 
 
 def model() -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normadapt.pilot import Disagreement, LabelledError, NonFinite, Pilot, Plan, StageRule
-from normadapt.policies.base import Policy, Statistics
+from normadapt.layers.policy import Policy, Statistics
 
 CLASSES = 3
 

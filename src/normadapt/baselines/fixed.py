@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from normadapt.policies.base import Policy, State, Statistics
-from normadapt.policies.base import Source as _Source
-from normadapt.statistics import Evidence
+from normadapt.layers.policy import Policy, State, Statistics
+from normadapt.layers.policy import Source as _Source
+from normadapt.layers.moments import Evidence
 
 
 @dataclass(frozen=True)

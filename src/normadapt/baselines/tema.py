@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from normadapt.policies.base import Policy, Source, State, Statistics
-from normadapt.shapes import PerChannel
-from normadapt.statistics import Evidence
+from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
+from normadapt.types import PerChannel
+from normadapt.layers.moments import Evidence
 
 _MOMENTA = ((64, 1.0), (4, 0.1), (0, 0.01))  # the weight on a batch of at least so many instances
 
@@ -88,12 +88,14 @@ class TEMA(Policy):
         gap = source.mean - state.mean
         return state, Statistics(mean, variance.addcmul_(gap, gap, value=test * state.source_weight))
 
-    def between(self, states: list[State]) -> list[State]:
-        """Compare the layers' distances, and move each layer's weight on the source."""
+    def answered(self, states: list[State], answer: Answer) -> tuple[list[State], Any]:
+        """After the first pass compare the layers' distances, and move each layer's weight on the source."""
+        if answer.pass_index > 0:
+            return states, None
         known = [state.distance for state in states if state.distance is not None]
         centre = sum(known) / max(len(known), 1)
         spread = math.sqrt(sum((d - centre) ** 2 for d in known) / max(len(known), 1))
-        return [self._weighted(state, centre, spread) for state in states]
+        return [self._weighted(state, centre, spread) for state in states], None
 
     def _weighted(self, state: Layer, centre: float, spread: float) -> Layer:
         if state.distance is None:  # the model does not use this layer

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normadapt.batches import check_model
+from normadapt.layers.batches import check_model
 from normadapt.errors import UnsupportedLayerError
-from normadapt.sites import Site, find_sites, layer_input, shared_copy
+from normadapt.layers.sites import Site, find_sites, layer_input, shared_copy
 
 _FEW, _MANY = (10, 0.4), (1000, 0.05)  # class counts and the redundancy thresholds e that EATA has for them
 

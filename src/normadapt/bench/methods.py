@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from normadapt import baselines
-from normadapt.adapt import adapt
+from normadapt.adapted._adapt import adapt
 from normadapt.bench.ablations import ABLATED
 from normadapt.bench.gradient import ETA, Tent
 from normadapt.errors import NormadaptError, SpecError
 from normadapt.policies import Policy, Track
-from normadapt.profile import SourceProfile
+from normadapt.profiles.source_profile import SourceProfile
 
 Role: TypeAlias = Literal["baseline", "gradient", "ours", "ablation", "limit"]
 Answering: TypeAlias = Callable[[Tensor], Any]

@@ -20,8 +20,8 @@ from normadapt.bench.methods import Answering, Method
 from normadapt.bench.streams import Segment, Stream, build_stream, materialize, scale_at
 from normadapt.bench.suites.base import Split, Suite, Task
 from normadapt.errors import NormadaptError
-from normadapt.profile import SourceProfile
-from normadapt.profiling import profile_source
+from normadapt.profiles.source_profile import SourceProfile
+from normadapt.profiles._profile_source import profile_source
 
 # All times are the processor's, not the clock's: other processes then do not count, and there is one thread.
 _CHUNK = 256  # instances per call where a batch's size changes nothing

@@ -1,6 +1,6 @@
 """Seeing it: histories of what adapting did, the offline report, metrics and the live page."""
 
-from normadapt.history import Channel, History, Mark
+from normadapt.reports.history import Channel, History, Mark
 from normadapt.monitor.loggers import MetricsLog, MLflowLogger, TensorBoardLogger
 from normadapt.monitor.metrics import PrometheusExporter
 from normadapt.monitor.recorder import HISTORY, Recorder

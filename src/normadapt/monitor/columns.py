@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normadapt.history import Numbers
+from normadapt.reports.history import Numbers
 
 
 class Columns:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from normadapt.errors import NormadaptError, SpecError, StoreError
-from normadapt.history import History
+from normadapt.reports.history import History
 from normadapt.monitor.recorder import HISTORY
 from normadapt.pilot.status import STATUS
-from normadapt.report import Report
+from normadapt.reports.report import Report
 from normadapt.store import Event, Store
 
 

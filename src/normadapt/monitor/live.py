@@ -15,7 +15,7 @@ from normadapt.monitor.recorder import Recorder
 from normadapt.monitor.words import who
 from normadapt.pilot import Pilot
 from normadapt.pilot.operators import roll_back_in
-from normadapt.report import Report
+from normadapt.reports.report import Report
 from normadapt.store import Snapshot, Store
 
 ROWS = 200

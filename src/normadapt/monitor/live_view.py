@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from normadapt.history import History
+from normadapt.reports.history import History
 from normadapt.monitor.live import Look
 from normadapt.monitor.log_words import happenings
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.report_page import figures, layer_table, lead_of, log_table, words
 from normadapt.monitor.words import findings, moment, who
-from normadapt.report import Report
+from normadapt.reports.report import Report
 from normadapt.store import Snapshot
 
 COLUMNS = 256

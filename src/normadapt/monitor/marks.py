@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from normadapt.history import Mark
+from normadapt.reports.history import Mark
 
 
 def marks_of(events: Iterable[tuple[float, str, Mapping[str, Any]]]) -> list[Mark]:

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
-from normadapt.history import Numbers
-from normadapt.hooks import outside_autograd
+from normadapt.adapted._adapt import AdaptedModel
+from normadapt.reports.history import Numbers
+from normadapt.layers.hooks import outside_autograd
 from normadapt.monitor.reduction import Layers, Reducer, answers_of
-from normadapt.observation import Observation, Seen
+from normadapt.adapted.observation import Observation, Seen
 from normadapt.pilot import Pilot
 from normadapt.pilot.answering import Compared
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import ExtraMissingError
-from normadapt.history import Numbers
+from normadapt.reports.history import Numbers
 from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, mean_weights, whole_model_tail
 from normadapt.pilot import Pilot
 from normadapt.pilot.stages import Stage

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from normadapt.asymptotics import edgeworth
-from normadapt.history import Channel, History, Numbers
+from normadapt.reports.history import Channel, History, Numbers
 from normadapt.monitor.words import findings, uses_time
-from normadapt.report import Report
+from normadapt.reports.report import Report
 
 _COLUMNS = 512
 _POINTS, _REACH = 61, 4.5  # of a density, and standard deviations; figures.js draws it on the same

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import StoreError
-from normadapt.history import Channel, History, Mark
+from normadapt.reports.history import Channel, History, Mark
 from normadapt.monitor.footage import Footage
 from normadapt.monitor.marks import marks_of
-from normadapt.observation import Observation, Seen
+from normadapt.adapted.observation import Observation, Seen
 from normadapt.pilot import Pilot
 from normadapt.pilot.answering import Compared
-from normadapt.predictions import class_probabilities
-from normadapt.report import Report
-from normadapt.settings import current
+from normadapt.layers.predictions import class_probabilities
+from normadapt.reports.report import Report
+from normadapt.adapted.settings import current
 
 HISTORY = "pilot-history"
 """Under this name a store has the histories of a pilot's streams, and its report: see `Recorder.document`."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from normadapt.asymptotics.quadratic import tail_from_cumulants
-from normadapt.history import Numbers
-from normadapt.policies.base import Diagnostics, Source, standardize
-from normadapt.streams import Record
+from normadapt.reports.history import Numbers
+from normadapt.layers.policy import Diagnostics, Source, standardize
+from normadapt.adapted.streams import Record
 
 _SMALLEST = 1e-300
 _NO_WEIGHTS = (float("nan"), float("nan"))

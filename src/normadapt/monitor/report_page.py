@@ -14,7 +14,7 @@ from normadapt.monitor.log_words import Happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import Finding, findings, moment, who
 from normadapt.page_style import document
-from normadapt.report import Report, SiteReport, format_probability, format_weight
+from normadapt.reports.report import Report, SiteReport, format_probability, format_weight
 from normadapt.version import __version__
 
 _LOG_ROWS = 500

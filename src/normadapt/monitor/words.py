@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normadapt.history import History, Numbers
-from normadapt.report import Report
+from normadapt.reports.history import History, Numbers
+from normadapt.reports.report import Report
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 

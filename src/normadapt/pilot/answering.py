@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from normadapt.observation import Observers
+from normadapt.adapted.observation import Observers
 from normadapt.pilot.arms import Arms, Pair, Request
 from normadapt.pilot.guards import NonFinite
 from normadapt.pilot.routing import Route, route
@@ -17,7 +17,7 @@ from normadapt.pilot.signals import Signals, answers, signals, source_key
 from normadapt.pilot.stages import Stage
 from normadapt.pilot.trial import Trial
 from normadapt.pilot.watch import Trip
-from normadapt.predictions import Predictions
+from normadapt.layers.predictions import Predictions
 
 
 class Compared(NamedTuple):

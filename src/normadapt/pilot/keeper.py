@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel, Held
+from normadapt.adapted._adapt import AdaptedModel, Held
 from normadapt.errors import SnapshotError
 from normadapt.pilot.inbox import Inbox, Word
 from normadapt.pilot.lease import Lease

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from normadapt.adapt import AdaptedModel, Held
+from normadapt.adapted._adapt import AdaptedModel, Held
 from normadapt.errors import SnapshotError, StoreError
 from normadapt.pilot.inbox import FOLLOWED, Inbox
 from normadapt.pilot.lease import Lease

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from normadapt.adapt import AdaptedModel, adapt
+from normadapt.adapted._adapt import AdaptedModel, adapt
 from normadapt.errors import PlanError
-from normadapt.observation import Observation, Observers
+from normadapt.adapted.observation import Observation, Observers
 from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
@@ -26,8 +26,8 @@ from normadapt.pilot.trial import Trial
 from normadapt.pilot.verdict import Verdict
 from normadapt.pilot.watch import Watch
 from normadapt.policies import Policy
-from normadapt.predictions import Predictions
-from normadapt.profile import SourceProfile
+from normadapt.layers.predictions import Predictions
+from normadapt.profiles.source_profile import SourceProfile
 from normadapt.store import Store
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.pilot.guards import (
     ClassConcentration,
     ConfidenceCollapse,
@@ -28,7 +28,7 @@ from normadapt.pilot.guards import (
     VarianceRatio,
 )
 from normadapt.pilot.rows import bad_rows, count_rows, tensors
-from normadapt.predictions import Predictions, class_probabilities
+from normadapt.layers.predictions import Predictions, class_probabilities
 
 Signals = dict[str, list[float]]
 

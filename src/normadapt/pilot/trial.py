@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import NormadaptError
 from normadapt.pilot.baseline import BURSTS_SHOW
 from normadapt.pilot.ceiling import Ceiling, describe_policy

@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import SnapshotError, StoreError
-from normadapt.sites import Fingerprint
-from normadapt.snapshots import rebuild, text
+from normadapt.layers.sites import Fingerprint
+from normadapt.adapted.trees import rebuild, text
 from normadapt.store.records import canonical
 from normadapt.version import __version__
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from normadapt.adapt import AdaptedModel
+from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import StoreError
 from normadapt.store.content import check_owner, check_state, decode, decode_header, encode, header_of, identity_of
 from normadapt.store.database import Database

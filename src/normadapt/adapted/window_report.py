@@ -1,0 +1,31 @@
+"""What `Domains` says of one site: its domain's window in the terms of a report."""
+
+from __future__ import annotations
+
+import torch
+
+from normadapt.layers.policy import Diagnostics, Source, pair
+from normadapt.profiles.source_profile import SiteProfile
+from normadapt.weights.noise import noise_of
+from normadapt.weights.window import Window
+
+
+def diagnostics_of(window: Window, site: SiteProfile, source: Source) -> Diagnostics:
+    """The shift, its noise and the weights of a window that was weighed."""
+    weight = source.channel_weight
+    observed, used = window.observed.view(2, -1), window.shift.view(2, -1)
+    draws = float(window.draws)
+    noise = noise_of(site.prior, max(window.weighed, 1.0), draws, weight, window.observed)
+    squared = observed.square() @ weight
+    share = ((used * observed) @ weight / squared.clamp_min(1e-300)).clamp(0, 1)
+    one = noise_of(site.prior, 1.0, 1.0, weight, window.observed).trace.sum()
+    trace, squares = noise.trace.tolist(), (2 * noise.squares).tolist()
+    return Diagnostics(
+        effective_count=float(one / noise.trace.sum().clamp_min(1e-300)),
+        shift=pair((squared - noise.trace).clamp_min(0)),
+        squared=pair(squared),
+        cumulants=((trace[0], squares[0]), (trace[1], squares[1])),
+        weight=share.unsqueeze(1).expand(2, weight.numel()).contiguous(),
+        status="tracking" if bool(torch.any(window.shift != 0)) else "source",
+        noise=noise.variance,
+    )
