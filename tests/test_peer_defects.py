@@ -24,7 +24,7 @@ def test_eval_does_not_silently_bring_the_source_back(name):
     assert accuracy_like_distance(twin, model, case) == accuracy_like_distance(adapted.reset() or adapted, model, case)
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.SchneiderPrior(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.SchneiderPrior(), na.baselines.EMA()])
 def test_an_adapted_state_dict_loads_into_the_source(policy):
     # AlphaBN: 80 missing and 160 unexpected keys
     adapted, source = na.adapt(NET.model(), policy=policy), NET.model()
@@ -82,7 +82,7 @@ def test_it_runs_with_and_without_gradients(context):
         assert torch.equal(ours, reference(NET.target(16)))
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.BatchStatistics(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.BatchStatistics(), na.baselines.EMA()])
 def test_a_batch_of_one_in_train_mode(policy):
     # torch's BatchNorm1d raises at batch size 1 in train mode
     model = CASES["1d"].model().train()

@@ -1,3 +1,5 @@
+"""Who looks on sees every adapting pass, and changes nothing."""
+
 from __future__ import annotations
 
 import copy
@@ -9,7 +11,6 @@ from torch import Tensor, nn
 
 import normadapt as na
 from normadapt.adapted.observation import Seen
-from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
 
 
 def model() -> nn.Module:
@@ -77,15 +78,3 @@ def test_copies_have_no_observers() -> None:
 def test_observing_needs_something_to_call() -> None:
     with pytest.raises(TypeError, match="call with"):
         na.adapt(model()).observe(3)  # type: ignore[arg-type]
-
-
-def test_a_pilot_shows_how_both_models_agree() -> None:
-    pilot, seen = Pilot(model(), plan=Plan(guards=(Disagreement(), NonFinite()))), []
-    with pilot.observe(lambda stream, compared: seen.append((stream, compared))):
-        pilot(batch(), stream="left")
-    pilot(batch())
-    [(stream, compared)] = seen
-    assert stream == "left"
-    assert compared.items == 8
-    assert 0 <= compared.agreeing <= 8
-    assert compared.time == pytest.approx(pilot.now(), abs=60)

@@ -14,8 +14,8 @@ def run(adapted, inputs, case=NET):
         return [case.call(adapted, x) for x in inputs]
 
 
-class Forgetful:
-    """A user's policy without `init` and without inheritance, whose state is a dict that first is empty."""
+class Forgetful(na.Policy):
+    """A user's policy without `init`, whose state is a dict that first is empty."""
 
     def step(self, state, evidence, source):
         seen = (state["seen"] if state else 0.0) + evidence.count
@@ -25,7 +25,7 @@ class Forgetful:
 
 
 POLICIES = {
-    "track": na.Track(),
+    "domains": na.Domains(),
     "blend": na.Blend(),
     "ema": na.baselines.EMA(),
     "prior": na.baselines.SchneiderPrior(),
@@ -110,7 +110,7 @@ def test_snapshots_of_others_are_refused():
         adapted.restore(other.snapshot())
     assert str(adapted.fingerprint) in str(told.value)
     assert str(other.fingerprint) in str(told.value)
-    with pytest.raises(SnapshotError, match="taken under EMA, this model runs Track"):
+    with pytest.raises(SnapshotError, match="taken under EMA, this model runs Domains"):
         adapted.restore(na.adapt(NET.model(), policy=na.baselines.EMA()).snapshot())
     assert same(adapted.snapshot(), before)
 
@@ -126,7 +126,7 @@ def test_a_snapshot_that_needs_the_profile_is_refused_without_it():
 
 
 def test_a_state_that_cannot_be_kept_is_named():
-    class Odd:
+    class Odd(na.Policy):
         def step(self, state, evidence, source):
             return {"what": object()}, na.Statistics(source.mean, source.variance)
 

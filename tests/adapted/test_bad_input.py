@@ -11,7 +11,7 @@ from models import CASES, NET, everything, images, same
 from normadapt.errors import NormadaptError, PredictionsError, ProfileMismatchError, UnsupportedLayerError
 
 POLICIES = {
-    "track": na.Track(),
+    "domains": na.Domains(),
     "blend": na.Blend(),
     "ema": na.baselines.EMA(),
     "batch": na.baselines.BatchStatistics(),
@@ -107,8 +107,7 @@ def test_a_spike_does_not_outlast_itself(profiled, when, spike):
     """Two absurd batches, then a target: 320 instances later the answers are those of a model that saw only that."""
     further = 0.0 if profiled else 1.0  # where nobody told what is usual, only what is far away is a jump for certain
     profile = na.profile_source(NET.model(), [NET.source(128)]) if profiled else None
-    policy = na.Track(compares=False)  # the model was never trained; a trained one is in test_ways.py
-    adapted, healthy = na.adapt(NET.model(), profile, policy), na.adapt(NET.model(), profile, policy)
+    adapted, healthy = na.adapt(NET.model(), profile), na.adapt(NET.model(), profile)
     if when == "later":
         for model in (adapted, healthy):
             run(model, [NET.source(16, seed=i) for i in range(5)])
@@ -203,8 +202,8 @@ def test_a_profile_of_another_model_is_refused_by_both_names():
         assert same(everything(other), before)
 
 
-class Needy(na.Track):
-    """Track, for a test that says it cannot work without classes."""
+class Needy(na.Blend):
+    """Blend, for a test that says it cannot work without classes."""
 
     needs_predictions = True
 
@@ -233,10 +232,10 @@ def test_predictions_that_are_none_change_nothing(predictions, said):
     with pytest.raises(IndexError if "range" in said else PredictionsError, match=said):
         run(adapted, [case.target(8, seed=1)])
     assert same(adapted.snapshot(), before)
-    assert run(na.adapt(case.model()), [case.target(8)])[0][0].shape == (8, 4)  # Track does without
+    assert run(na.adapt(case.model()), [case.target(8)])[0][0].shape == (8, 4)  # the default does without
 
 
-class Gives:
+class Gives(na.Policy):
     """A user's policy that gives what it is told, at the second layer."""
 
     def __init__(self, answer):
@@ -292,7 +291,7 @@ def test_errors_are_of_one_family():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: na.adapt(NET.model(), na.Track()), "got Track -> pass a policy by name: policy=..."),
+        (lambda: na.adapt(NET.model(), na.Domains()), "got Domains -> pass a policy by name: policy=..."),
         (lambda: na.adapt(NET.model(), "p.safetensors"), "got str -> read a file with SourceProfile.load"),
         (lambda: na.adapt(NET.model().state_dict()), "needs a torch.nn.Module, got OrderedDict"),
         (lambda: na.profile_source(len, [NET.source(4)]), "needs a torch.nn.Module, got builtin"),
@@ -314,7 +313,7 @@ def test_arguments_of_another_type_are_named(call, said):
     "answer", [na.Statistics(torch.zeros(6), torch.ones(6)), ((), (torch.zeros(6), torch.ones(6)))]
 )
 def test_a_policy_that_returns_something_else_is_told(answer):
-    class Slip:
+    class Slip(na.Policy):
         def step(self, state, evidence, source):
             return answer
 

@@ -276,8 +276,8 @@ def test_casting_leaves_the_original_alone(adapted, dtype):
 
 def test_arguments_are_checked():
     model = NET.model()
-    with pytest.raises(TypeError, match="must be an object with step"):
-        na.adapt(model, policy=na.Track)
+    with pytest.raises(TypeError, match="a normadapt.Policy with a step"):
+        na.adapt(model, policy=na.Domains)
     with pytest.raises(ValueError, match="name must be a string"):
         na.adapt(model).stream(3)
     for again in (na.adapt(model), nn.Sequential(na.adapt(model)), na.adapt(model).model):

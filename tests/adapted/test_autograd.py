@@ -52,7 +52,7 @@ def test_training_a_parameter_goes_on_between_batches():
     assert not torch.equal(original[9].weight, weight)
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.EMA()])
 @pytest.mark.parametrize("double", [False, True])
 def test_inference_mode_and_gradients_take_turns(policy, double):
     dtype = torch.float64 if double else torch.float32
