@@ -46,6 +46,10 @@ class Looking:
                 self.bad = ~evidence.kept
         self.moments.setdefault(hook.index, []).append(values)
 
+    def first(self, rows: int) -> Tensor | None:
+        """Moments (2, rows, C) at the first call of the first site, by which places are found."""
+        return grouped(self.moments[self.order[0]][0], rows) if self.order else None
+
     def of(self, index: int, rows: int) -> Tensor | None:
         """Moments (2, rows, C) of a site, pooled over its calls and over rows that belong to one instance."""
         calls = self.moments.get(index)
@@ -89,13 +93,21 @@ class OwnMoments:
         self.references = references
         self.place_site = place_site
         self.first: list[Tensor] = []
+        self._begun = False
         self._sums: dict[int, tuple[float, Tensor]] = {}
+
+    def ended(self, rows: int) -> None:
+        """A chunk of this many instances has passed: the next call of the first site is of other instances."""
+        if self._begun:
+            self.first[-1] = grouped(self.first[-1], rows)
+        self._begun = False
 
     def step(self, hook: SiteHook, x: Tensor) -> None:
         """Add a site's input to its sums, and use what they say."""
         values = instance_moments(x).values.nan_to_num(0.0, 0.0, 0.0)
-        if hook.index == self.place_site:
+        if hook.index == self.place_site and not self._begun:  # a later call of it does not tell domains apart
             self.first.append(values)
+            self._begun = True
         sums = torch.stack((values[0].sum(0), (values[1] + values[0].square()).sum(0)))
         count, before = self._sums.get(hook.index, (0.0, torch.zeros_like(sums)))
         self._sums[hook.index] = count + x.shape[0], before + sums
