@@ -153,7 +153,7 @@ class Domains(Policy):
         if values is None:
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
-        statistics = self._statistics(used, batch, source, values.shape[1])
+        statistics = self._statistics(used, batch, source, evidence.count)
         return state, statistics._replace(carry=batch)
 
     # -- recognize -----------------------------------------------------------------------------------------------
@@ -165,6 +165,11 @@ class Domains(Policy):
         if memory is None:
             looks = profile.looks.shape[1] if profile.looks.dim() == 2 else 0
             memory = Memory(empty_bank(places.scatter.numel(), looks, has_source=True), class_draws.FIRST)
+        rows = _instances_in(evidence)
+        if rows is None:  # some rows of an instance are gone: what is left is no evidence
+            group = Group(memory.bank.now, None, torch.zeros(0, dtype=torch.long), 0)
+            return Batch(profile, memory, [group], 0, True)
+        evidence = evidence._replace(count=rows, instances=InstanceMoments(grouped(evidence.instances.values, rows)))
         if source.name != profile.place_site:  # another site came first: nothing tells domains apart
             group = Group(memory.bank.now, None, None, evidence.count)
             return Batch(profile, memory, [group], evidence.count, True)
@@ -200,7 +205,7 @@ class Domains(Policy):
         x = only_input(evidence.arguments) if profile.input_mean.numel() else None
         if x is None:
             return moments, np.zeros((len(moments), 0)), ~loud.numpy()
-        if evidence.kept is not None:
+        if evidence.kept is not None and len(evidence.kept) == len(x):
             x = x[evidence.kept]
         described = describe(standardized(x.detach(), profile.input_mean, profile.input_deviation)).cpu()
         contrast = described[:, 1]
@@ -285,6 +290,9 @@ class Domains(Policy):
         for group, window in zip(batch.groups, used, strict=True):
             chosen = slice(None) if group.rows is None else group.rows.to(mean.device)
             mean[chosen], variance[chosen] = window.mean.double(), window.variance.double()
+        parts = rows // batch.count  # of an instance, such as views
+        if parts > 1:
+            mean, variance = mean.repeat_interleave(parts, 0), variance.repeat_interleave(parts, 0)
         return Statistics(ready=now.ready, instances=(mean, variance), diagnostics=told, status=status)
 
     # -- after the answer ----------------------------------------------------------------------------------------
@@ -317,6 +325,16 @@ class Domains(Policy):
                     bank = bank.with_domain(domain._replace(answers=class_draws.after(domain.answers, mine)))
             draws = draws_of((domain.answers for domain in bank.domains), profile.class_frequencies)
         return states, Memory(bank, draws)
+
+
+def _instances_in(evidence: Evidence) -> int | None:
+    """How many instances the rows of a site's evidence are of; None where they are not whole instances."""
+    args, kwargs = evidence.arguments
+    length = next((len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), 0)
+    every = evidence.count if evidence.kept is None else len(evidence.kept)
+    if length == 0 or every % length or every == length:
+        return evidence.count
+    return length if evidence.kept is None else None
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:
