@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from normadapt.errors import SnapshotError
-from normadapt.layers.policy import NO_DIAGNOSTICS, Diagnostics
+from normadapt.layers.policy import NO_DIAGNOSTICS
 from normadapt.layers.hooks import SiteHook, are_profiled
 from normadapt.layers.sites import Fingerprint
 from normadapt.adapted.trees import flatten, rebuild, text
@@ -33,8 +33,7 @@ def take_snapshot(
         flat.update(flatten(name, f"stream|{index}|name"))
         flat.update(flatten(stream.memory, f"stream|{index}|memory"))
         for hook, record in zip(hooks, stream.records, strict=True):
-            kept = record._replace(told=record.told if isinstance(record.told, Diagnostics) else None)
-            flat.update(flatten(kept, f"stream|{index}|site|{hook.site.name}"))
+            flat.update(flatten(record._replace(told=record.diagnostics), f"stream|{index}|site|{hook.site.name}"))
     return flat
 
 

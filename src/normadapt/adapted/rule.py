@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normadapt.adapted.trees import Each
-from normadapt.adapted.window_report import diagnostics_of
+from normadapt.adapted.window_report import Told
 from normadapt.domains import class_draws
 from normadapt.domains.bank import Bank, BankSettings, Domain, assign, empty_bank, merge_order
 from normadapt.domains.change import Change
@@ -282,7 +281,7 @@ class Domains(Policy):
         now = batch.window(batch.memory.bank.now, source)
         status = "source" if now.weighed == 0 else "tracking"
         site = on_device(batch.profile, source.mean.device)[source.name]
-        told = None if now.weighed == 0 else cache(partial(diagnostics_of, now, site, source))
+        told = None if now.weighed == 0 else Told(now, site, source)
         if len(used) == 1:
             return Statistics(ready=used[0].ready, diagnostics=told, status=status)
         mean = torch.empty(batch.count, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
