@@ -25,7 +25,7 @@ def stream(case=NET, batches=3, n=8):
 @pytest.fixture
 def adapted():
     """A two-layer model that has followed three target batches."""
-    model = na.adapt(NET.model())
+    model = NET.adapted()
     run(model, stream())
     return model
 
@@ -127,7 +127,7 @@ def separate(model, data):
     """Each stream alone in a model of its own."""
     outputs = {}
     for name, inputs in data.items():
-        outputs[name] = run(na.adapt(model), inputs)
+        outputs[name] = run(na.adapt(model, NET.profile()), inputs)
     return outputs
 
 
@@ -138,7 +138,7 @@ def mixed_data():
 
 def test_streams_do_not_mix():
     data = mixed_data()
-    adapted, outputs = na.adapt(NET.model()), {name: [] for name in data}
+    adapted, outputs = NET.adapted(), {name: [] for name in data}
     for batch in range(6):
         for name in data:
             with adapted.stream(name):
@@ -155,7 +155,7 @@ def test_streams_do_not_mix():
 
 def test_streams_do_not_mix_between_threads():
     data = mixed_data()
-    adapted, outputs = na.adapt(NET.model()), {}
+    adapted, outputs = NET.adapted(), {}
     barrier = threading.Barrier(len(data))
 
     def work(name):
@@ -179,7 +179,7 @@ def test_streams_do_not_mix_between_threads():
 def test_passes_that_change_nothing_keep_no_new_stream():
     """As many names as there are sessions may ask the source, or a state that is held."""
     model = NET.model().eval()
-    adapted, x = na.adapt(NET.model()), NET.source(4)
+    adapted, x = NET.adapted(), NET.source(4)
     run(adapted, [x])
     before = {name: value.clone() for name, value in adapted.state_dict().items()}
     for number in range(20):
@@ -195,7 +195,7 @@ def test_passes_that_change_nothing_keep_no_new_stream():
 
 
 def test_reset_forgets(adapted):
-    fresh = na.adapt(NET.model())
+    fresh = NET.adapted()
     with adapted.stream("other"):
         run(adapted, stream())
         other = run(adapted, [NET.target(8, seed=9)])
@@ -239,7 +239,7 @@ def test_copies_go_on_alike_and_apart(how, name):
 
 
 def test_train_changes_nothing():
-    adapted, twin = na.adapt(NET.model()), na.adapt(NET.model())
+    adapted, twin = NET.adapted(), NET.adapted()
     assert adapted.train() is adapted
     assert adapted.training
     answers = []
@@ -258,14 +258,14 @@ def test_train_changes_nothing():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_casting_leaves_the_original_alone(adapted, dtype):
     original = NET.model()
-    mine = na.adapt(original)
+    mine = na.adapt(original, NET.profile())
     run(mine, stream())
     before = everything(original)
     mine.to(dtype)
     state = mine.snapshot()
     assert same(everything(original), before)
     assert {v.dtype for k, v in mine.state_dict().items() if "batches" not in k} == {dtype}
-    assert {v.dtype for k, v in state.items() if k.endswith(("|use", "|moments"))} == {torch.float64}
+    assert {v.dtype for k, v in state.items() if k.endswith(("|sums", "|shift", "|place"))} == {torch.float64}
     x = NET.target(8, seed=9)
     output = run(mine, [x.to(dtype)])[0]
     assert output.dtype == dtype

@@ -62,7 +62,7 @@ def test_what_was_not_finite_upstream_stays_out_downstream():
 
 
 def test_a_batch_of_nothing_but_nan_is_skipped():
-    adapted = na.adapt(NET.model())
+    adapted = NET.adapted()
     run(adapted, [NET.target(8)])
     before = dict(adapted.state_dict())
     output = run(adapted, [torch.full((3, 3, 8, 8), float("nan"))])[0]
@@ -225,14 +225,14 @@ def test_predictions_that_are_none_change_nothing(predictions, said):
     run(adapted, [case.target(8)])
     before = adapted.snapshot()
     if predictions is None:
-        adapted = na.adapt(case.model(), policy=Needy())
+        adapted = case.adapted(Needy())
         before = adapted.snapshot()
     else:
         good[0] = predictions
     with pytest.raises(IndexError if "range" in said else PredictionsError, match=said):
         run(adapted, [case.target(8, seed=1)])
     assert same(adapted.snapshot(), before)
-    assert run(na.adapt(case.model()), [case.target(8)])[0][0].shape == (8, 4)  # the default does without
+    assert run(case.adapted(), [case.target(8)])[0][0].shape == (8, 4)  # the default does without
 
 
 class Gives(na.Policy):
@@ -256,7 +256,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_policy_with_wrong_shapes_is_told_and_nothing_changes(wrong):
-    adapted = na.adapt(NET.model(), policy=Gives(WRONG[wrong]))
+    adapted = NET.adapted(Gives(WRONG[wrong]))
     before = adapted.snapshot()
     with pytest.raises(ValueError, match=r"Gives.*'5'"):
         run(adapted, [NET.target(8)])
@@ -275,7 +275,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
 def test_a_policy_with_nonsense_is_skipped(nonsense):
-    adapted = na.adapt(NET.model(), policy=Gives(NONSENSE[nonsense]))
+    adapted = NET.adapted(Gives(NONSENSE[nonsense]))
     assert bool(run(adapted, [NET.target(8)])[0].isfinite().all())
     first, second = adapted.report().sites
     assert first.status == "adapted"
@@ -301,7 +301,7 @@ def test_errors_are_of_one_family():
         ),
         (lambda: na.recalibrate(NET.model(), NET.source(4)), "pass a list"),
         (lambda: na.recalibrate(NET.model(), 3), "needs an iterable of batches, got int"),
-        (lambda: na.adapt(NET.model()).restore(None), "needs what snapshot.. returned"),
+        (lambda: NET.adapted().restore(None), "needs what snapshot.. returned"),
     ],
 )
 def test_arguments_of_another_type_are_named(call, said):
@@ -317,7 +317,7 @@ def test_a_policy_that_returns_something_else_is_told(answer):
         def step(self, state, evidence, source):
             return answer
 
-    adapted = na.adapt(NET.model(), policy=Slip())
+    adapted = NET.adapted(Slip())
     with pytest.raises(TypeError, match=r"Slip.step\(\) must return a pair .* for '1'"):
         run(adapted, [NET.source(4)])
 

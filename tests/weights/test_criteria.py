@@ -93,7 +93,7 @@ def test_every_criterion_adapts_and_keeps_its_weights_in_bounds(criterion, pooli
 def test_a_smaller_tolerance_never_gives_a_larger_weight():
     weights = []
     for tolerance in (0.01, 0.1, 1.0):
-        adapted = na.adapt(NET.model(), policy=na.Blend(criterion="tail", tolerance=tolerance))
+        adapted = NET.adapted(na.Blend(criterion="tail", tolerance=tolerance))
         adapted(NET.target(3))
         weights.append(adapted.report().sites[0].mean_weight)
     assert weights == sorted(weights)
@@ -107,7 +107,7 @@ def test_an_outlier_hardly_moves_a_robust_location():
     spoiled[0] += 300
     answers = {}
     for name, p in (("robust", na.Blend(location="huber")), ("mean", na.Blend())):
-        adapted, clean = na.adapt(case.model(), policy=p), na.adapt(case.model(), policy=p)
+        adapted, clean = case.adapted(p), case.adapted(p)
         adapted(spoiled), clean(x)
         difference = adapted.state_dict()["1.running_mean"] - clean.state_dict()["1.running_mean"]
         answers[name] = float(difference.abs().max())
