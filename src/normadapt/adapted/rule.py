@@ -21,6 +21,7 @@ from normadapt.layers.moments import Evidence, InstanceMoments
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
 from normadapt.profiles.rehearse import grouped, standardized
 from normadapt.profiles.source_profile import SiteProfile, SourceProfile
+from normadapt.types import Buffers
 from normadapt.weights.matrix import Reading, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
@@ -283,7 +284,7 @@ class Domains(Policy):
         site = on_device(batch.profile, source.mean.device)[source.name]
         told = None if now.weighed == 0 else Told(now, site, source)
         if len(used) == 1:
-            return Statistics(ready=used[0].ready, diagnostics=told, status=status)
+            return Statistics(ready=_ready(used[0], source), diagnostics=told, status=status)
         mean = torch.empty(batch.count, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
         variance = torch.empty_like(mean)
         for group, window in zip(batch.groups, used, strict=True):
@@ -292,7 +293,7 @@ class Domains(Policy):
         parts = rows // batch.count  # of an instance, such as views
         if parts > 1:
             mean, variance = mean.repeat_interleave(parts, 0), variance.repeat_interleave(parts, 0)
-        return Statistics(ready=now.ready, instances=(mean, variance), diagnostics=told, status=status)
+        return Statistics(ready=_ready(now, source), instances=(mean, variance), diagnostics=told, status=status)
 
     # -- after the answer ----------------------------------------------------------------------------------------
 
@@ -334,6 +335,12 @@ def _instances_in(evidence: Evidence) -> int | None:
     if length == 0 or every % length or every == length:
         return evidence.count
     return length if evidence.kept is None else None
+
+
+def _ready(window: Window, source: Source) -> Buffers:
+    """Statistics of a window in the layer's dtype, which may have been cast since it was weighed."""
+    like = source.original[0]
+    return window.ready if window.mean.dtype == like.dtype else (window.mean.to(like), window.variance.to(like))
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:
