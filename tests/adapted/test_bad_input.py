@@ -1,6 +1,7 @@
 """Bad input: what is wrong with the call is said, what is wrong with the data is survived."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -86,12 +87,17 @@ SPIKES = {
 }
 
 
+@cache
+def profile_in(dtype):
+    return na.profile_source(NET.model().to(dtype), [NET.source(128).to(dtype)])
+
+
 @pytest.mark.parametrize("spike", SPIKES)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("first", [False, True])
 def test_the_state_stays_finite_for_ever(policy, spike, dtype, first):
-    adapted = na.adapt(NET.model().to(dtype), policy=POLICIES[policy])
+    adapted = na.adapt(NET.model().to(dtype), profile_in(dtype), POLICIES[policy])
     source = NET.source(16, seed=5).to(dtype)
     spiked = SPIKES[spike](source)
     for x in (spiked, source) if first else (source, spiked, source, spiked, spiked):
@@ -149,10 +155,15 @@ class Fragile(nn.Module):
         return self.second(x)
 
 
+@cache
+def fragile_profile():
+    return na.profile_source(Fragile().eval(), [NET.source(64)])
+
+
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_failing_forward_leaves_no_trace(policy, error):
-    adapted = na.adapt(Fragile().eval(), policy=POLICIES[policy])
+    adapted = na.adapt(Fragile().eval(), fragile_profile(), POLICIES[policy])
     run(adapted, [NET.target(8)])
     snapshot, state = adapted.snapshot(), {k: v.clone() for k, v in adapted.state_dict().items()}
     raw = {k: v.clone() for k, v in adapted.model.state_dict().items()}

@@ -66,7 +66,7 @@ def read_snapshot(
     for index in range(int(rebuild(state, "streams", None))):
         prefix = f"stream|{index}|"
         found = _behind(state, keys, prefix + "memory")
-        if not found and policy.memory is not None:
+        if not found and prefix + "memory~" not in state and policy.memory is not None:
             raise SnapshotError(f"the snapshot has no entry {prefix + 'memory'!r}")
         memory = rebuild(found, prefix + "memory", policy.memory) if found else None
         sites = [(f"{prefix}site|{hook.site.name}", hook) for hook in hooks]
