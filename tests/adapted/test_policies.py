@@ -48,7 +48,7 @@ def run(adapted, inputs, case):
 def test_every_policy_at_every_site(policy, name):
     case = CASES[name]
     model, rule = case.model(), POLICIES[policy]
-    adapted = na.adapt(model, na.profile_source(model, [case.item(case.source(64))]), rule)
+    adapted = na.adapt(model, case.profile(), rule)
     inputs = [case.target(1), case.target(8), case.source(5), case.target(1, seed=2)]
     outputs = run(adapted, inputs[:2], case)
     state, twin = adapted.snapshot(), copy.deepcopy(adapted)
