@@ -178,10 +178,11 @@ class _Source:
             self._note(output, rows, finite)
             lost = rows - int(finite.sum())
             if kept < self._settings.inputs and rows:
-                take = min(rows, self._settings.inputs - kept)
-                self._items.append(_first_rows(arguments, rows, finite, take))
-                self._lengths.append(min(take, rows - lost))
-                kept += self._lengths[-1]
+                take = min(rows - lost, self._settings.inputs - kept)
+                if take:
+                    self._items.append(_first_rows(arguments, rows, finite, take))
+                    self._lengths.append(take)
+                    kept += take
             self._keep(finite)
             self._excluded += lost
             batches, instances = batches + 1, instances + rows - lost

@@ -352,9 +352,15 @@ def _spread_parts(scatter: Scatter, weight: Tensor) -> tuple[Tensor, Tensor, Ten
     root = weight.sqrt().unsqueeze(1)
     rows = []
     for part in (slice(0, channels), slice(channels, 2 * channels)):
-        b = torch.cat((scatter.between[part], torch.diag(scatter.extra[part].sqrt())), 1) * root
-        w = scatter.within[part] * root
-        bb = (b.T @ b).square().sum()
-        rows.append(torch.stack((bb, (b.T @ w).square().sum(), (w.T @ w).square().sum())))
+        b, w, own = scatter.between[part] * root, scatter.within[part] * root, scatter.extra[part] * weight
+        bb = _overlap(b, b) + 2 * (own * b.square().sum(1)).sum() + own.square().sum()
+        rows.append(torch.stack((bb, _overlap(b, w) + (own * w.square().sum(1)).sum(), _overlap(w, w))))
     between = (scatter.between.square().sum(1) + scatter.extra).view(2, channels)
     return between, scatter.within.square().sum(1).view(2, channels), torch.stack(rows)
+
+
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    """tr(A B) of the covariances A, B whose factors (C, m) these are, by way of the smaller matrix."""
+    if one.shape[1] * other.shape[1] <= one.shape[0] ** 2:
+        return (one.T @ other).square().sum()
+    return ((one @ one.T) * (other @ other.T)).sum()
