@@ -77,6 +77,19 @@ class Pairs(nn.Module):
         return self.head(features), features
 
 
+class Views(nn.Module):
+    """Sees several views (n, v, c, h, w) of an instance as a batch of their own, and averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        features = self.body(x.flatten(0, 1)).mean((2, 3))
+        return self.head(features.unflatten(0, x.shape[:2]).mean(1))
+
+
 def images(norm, **options):
     return nn.Sequential(
         nn.Conv2d(3, 6, 3),

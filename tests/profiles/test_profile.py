@@ -1,14 +1,17 @@
 """The source profile: what is in it, that splits do not matter, that it fits one model only."""
 
 import copy
+import dataclasses
+import warnings
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import normadapt as na
-from models import CASES, NET, everything, same, vectors
+from models import CASES, NET, Views, everything, same, vectors
 from normadapt.errors import NormadaptError, PredictionsError, ProfileMismatchError
 from normadapt.profiles.site_prior import ProfileSettings
 from normadapt.profiles.source_profile import SiteProfile
@@ -209,3 +212,85 @@ def test_a_layer_without_statistics_works_with_a_profile():
     frozen = adapted.freeze()
     with adapted.paused():
         assert torch.equal(adapted(case.target(1)), frozen(case.target(1)))
+
+
+def test_instances_that_are_not_finite_are_left_out_counted_and_change_nothing():
+    x = NET.source(60)
+    spoiled = torch.cat((x[:20], torch.full((1, 3, 8, 8), float("nan")), x[20:40], x[:2] * float("inf"), x[40:]))
+    ours, plain = (na.profile_source(NET.model(), [items], rehearsals={}) for items in (spoiled, x))
+    assert (ours.excluded, ours.count) == (3, 60)
+    agree(dataclasses.replace(ours, excluded=0), plain)
+    torch.testing.assert_close(ours.places.centre, plain.places.centre)
+    every = [na.profile_source(NET.model(), items) for items in ([spoiled], [x])]
+    torch.testing.assert_close(every[0].places.known, every[1].places.known, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_of_the_version_before_is_refused_with_the_remedy(tmp_path):
+    save_file({"1|mean": torch.zeros(6)}, tmp_path / "old", metadata={"format": "normadapt source profile 1"})
+    with pytest.raises(ProfileMismatchError, match=r"got 'normadapt source profile 1'\n  -> measure one .*profile_source"):
+        na.SourceProfile.load(tmp_path / "old")
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    profile = NET.profile()
+    profile.save(tmp_path / "good")
+    with safe_open(str(tmp_path / "good"), framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    for key in ("1|prior.basis", "|places.scatter", "|looks"):
+        rest = {name: value for name, value in tensors.items() if name != key}
+        save_file(rest, tmp_path / "bad", metadata=metadata)
+        with pytest.raises(ProfileMismatchError, match="is damaged"):
+            na.SourceProfile.load(tmp_path / "bad")
+
+
+def test_inputs_unlike_the_training_data_are_told_and_the_running_statistics_believed():
+    model = NET.model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alike = na.profile_source(model, [NET.source(256, seed=100)], rehearsals={})
+    with pytest.warns(UserWarning, match="unlike what the model was trained on") as caught:
+        unlike = na.profile_source(model, [NET.target(256)], rehearsals={})
+    assert caught[0].filename == __file__
+    assert alike.unlikeness < 0.05 < 0.15 < unlike.unlikeness
+    site, layer = unlike.sites["1"], model[1]
+    moved, away = ((m - layer.running_mean).norm() for m in (site.reference.mean, site.mean))
+    assert float(moved) < 0.25 * float(away)
+
+
+def test_a_few_of_the_training_data_are_believed_only_as_far_as_they_reach():
+    """The more of them, the nearer is the reference to their moments."""
+    model = NET.model()
+    model[1].running_mean += 0.1 * (model[1].running_var + 1e-5).sqrt()
+    shares = []
+    for n, seeds in ((8, 8), (512, 1)):
+        believed = measured = torch.zeros(6, dtype=torch.float64)
+        for seed in range(seeds):
+            site = na.profile_source(model, [NET.source(n, seed=3 + seed)], rehearsals={}).sites["1"]
+            believed = believed + site.reference.mean - model[1].running_mean
+            measured = measured + site.mean - model[1].running_mean
+        shares.append(float(believed @ measured / (measured @ measured)))
+    assert 0 < shares[0] < 0.4 < 0.5 < shares[1] < 1
+
+
+def test_rows_that_are_folded_into_the_batch_are_measured_by_instance():
+    views = Views().eval()
+    x = torch.randn(40, 4, 3, 8, 8) + 0.5 * torch.randn(40, 1, 1, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        profile = na.profile_source(views, x.split(10))
+    site = profile.sites["body.1"]
+    assert (profile.count, site.count) == (40, 40)
+    with torch.no_grad():
+        seen = views.body[0](x.flatten(0, 1)).double().unflatten(0, (40, 4)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(site.mean, seen.mean((0, 2)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(site.variance, seen.transpose(0, 1).flatten(1).var(1, correction=0), rtol=1e-4, atol=1e-6)
+
+
+def test_where_the_output_gives_no_classes_clusters_of_features_stand_for_them():
+    case = CASES["tuple"]
+    profile = case.profile()
+    assert profile.class_frequencies.numel() == profile.clusters.shape[0]
+    if profile.clusters.shape[0]:
+        assert profile.class_frequencies.sum() == pytest.approx(1)
+        assert profile.clusters.shape[1] == 6
+    assert NET.profile().clusters.numel() == 0
