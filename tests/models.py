@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import normadapt as na
 
 
 class NormRelu(nn.BatchNorm2d):
@@ -151,6 +154,19 @@ class Case:
     def target(self, n: int, seed: int = 0) -> Tensor:
         """The same under a shift of level and contrast."""
         return 0.4 * self.source(n, seed=500 + seed) + 1.5
+
+    def profile(self, seed: int = 0) -> na.SourceProfile:
+        """The profile of `model(seed)` on the data that it has its statistics from."""
+        return _profile(self, seed)
+
+    def adapted(self, policy: na.Policy | None = None, seed: int = 0) -> na.AdaptedModel:
+        """`model(seed)` adapted with its profile."""
+        return na.adapt(self.model(seed), self.profile(seed), policy)
+
+
+@cache
+def _profile(case: Case, seed: int) -> na.SourceProfile:
+    return na.profile_source(case.model(seed), [case.item(x) for x in case.source(256, seed=100 + seed).split(64)])
 
 
 CASES = {

@@ -95,7 +95,7 @@ def test_the_source_kept_risks_the_shift_and_no_variance():
     assert found.variance == found.skewness == 0.0
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
 @pytest.mark.parametrize("n", [1, 16])
 def test_reports_hold_intervals_about_their_weights(policy, n):
     model = NET.model()

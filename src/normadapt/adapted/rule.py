@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normadapt.adapted.trees import Each
-from normadapt.adapted.window_report import diagnostics_of
+from normadapt.adapted.window_report import Told
 from normadapt.domains import class_draws
 from normadapt.domains.bank import Bank, BankSettings, Domain, assign, empty_bank, merge_order
 from normadapt.domains.change import Change
@@ -22,6 +21,7 @@ from normadapt.layers.moments import Evidence, InstanceMoments
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
 from normadapt.profiles.rehearse import grouped, standardized
 from normadapt.profiles.source_profile import SiteProfile, SourceProfile
+from normadapt.types import Buffers
 from normadapt.weights.matrix import Reading, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
@@ -180,7 +180,7 @@ class Domains(Policy):
         if values is None:
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
-        statistics = self._statistics(used, batch, source, values.shape[1])
+        statistics = self._statistics(used, batch, source, evidence.count)
         return state, statistics._replace(carry=batch)
 
     # -- recognize -----------------------------------------------------------------------------------------------
@@ -189,6 +189,11 @@ class Domains(Policy):
         memory: Memory = evidence.memory or Memory.begun(source.profile, has_source=True)
         profile: SourceProfile = memory.learned or source.profile
         places = profile.places
+        rows = _instances_in(evidence)
+        if rows is None:  # some rows of an instance are gone: what is left is no evidence
+            group = Group(memory.bank.now, None, torch.zeros(0, dtype=torch.long), 0)
+            return Batch(profile, memory, [group], 0, True)
+        evidence = evidence._replace(count=rows, instances=InstanceMoments(grouped(evidence.instances.values, rows)))
         if source.name != profile.place_site or not places.scatter.numel():  # nothing tells domains apart
             bank, now = memory.bank, memory.bank.domain(memory.bank.now)
             seen, look = bank.seen + evidence.count, now.look
@@ -234,7 +239,7 @@ class Domains(Policy):
         x = only_input(evidence.arguments) if profile.input_mean.numel() else None
         if x is None:
             return moments, ~loud.numpy()
-        if evidence.kept is not None:
+        if evidence.kept is not None and len(evidence.kept) == len(x):
             x = x[evidence.kept]
         described = describe(standardized(x.detach(), profile.input_mean, profile.input_deviation)).cpu()
         contrast = described[:, 1]
@@ -312,15 +317,18 @@ class Domains(Policy):
         now = batch.window(batch.memory.bank.now, source)
         status = "source" if now.weighed == 0 else "tracking"
         site = on_device(batch.profile, source.mean.device)[source.name]
-        told = None if now.weighed == 0 else cache(partial(diagnostics_of, now, site, source))
+        told = None if now.weighed == 0 else Told(now, site, source)
         if len(used) == 1:
-            return Statistics(ready=used[0].ready, diagnostics=told, status=status)
+            return Statistics(ready=_ready(used[0], source), diagnostics=told, status=status)
         mean = torch.empty(batch.count, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
         variance = torch.empty_like(mean)
         for group, window in zip(batch.groups, used, strict=True):
             chosen = slice(None) if group.rows is None else group.rows.to(mean.device)
             mean[chosen], variance[chosen] = window.mean.double(), window.variance.double()
-        return Statistics(ready=now.ready, instances=(mean, variance), diagnostics=told, status=status)
+        parts = rows // batch.count  # of an instance, such as views
+        if parts > 1:
+            mean, variance = mean.repeat_interleave(parts, 0), variance.repeat_interleave(parts, 0)
+        return Statistics(ready=_ready(now, source), instances=(mean, variance), diagnostics=told, status=status)
 
     # -- after the answer ----------------------------------------------------------------------------------------
 
@@ -354,6 +362,22 @@ class Domains(Policy):
                     bank = bank.with_domain(domain._replace(answers=class_draws.after(domain.answers, mine)))
             draws = draws_of((domain.answers for domain in bank.domains), profile.class_frequencies)
         return states, batch.memory._replace(bank=bank, draws=draws)
+
+
+def _instances_in(evidence: Evidence) -> int | None:
+    """How many instances the rows of a site's evidence are of; None where they are not whole instances."""
+    args, kwargs = evidence.arguments
+    length = next((len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), 0)
+    every = evidence.count if evidence.kept is None else len(evidence.kept)
+    if length == 0 or every % length or every == length:
+        return evidence.count
+    return length if evidence.kept is None else None
+
+
+def _ready(window: Window, source: Source) -> Buffers:
+    """Statistics of a window in the layer's dtype, which may have been cast since it was weighed."""
+    like = source.original[0]
+    return window.ready if window.mean.dtype == like.dtype else (window.mean.to(like), window.variance.to(like))
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:

@@ -40,12 +40,10 @@ def describe(x: Tensor) -> Tensor:
     rank = x.dim()
     if rank == 2:
         x = x.unsqueeze(1)  # the features of an instance are the positions of one channel
-    if rank > 4:
-        x = x.flatten(2, -3)
     if rank <= 3:
         x = x.unsqueeze(2)
     x = x.float()
-    n, c, h, _ = x.shape
+    c, h = x.shape[1], x.shape[-2]
     flat = x.flatten(2)
     mean = flat.mean(2)
     deviation = flat - mean.unsqueeze(2)
@@ -58,7 +56,8 @@ def describe(x: Tensor) -> Tensor:
         grain = _energy(across.diff(dim=-1))
         if h > 1:
             down = x.diff(dim=-2)
-            block = F.avg_pool2d(x, max(1, min(x.shape[2:]) // _PIECES))
+            planes = x if rank < 5 else x.flatten(1, 2)  # a volume's slices one by one
+            block = F.avg_pool2d(planes, max(1, min(x.shape[-2:]) // _PIECES))
             sideways = torch.linspace(-1, 1, block.shape[3], device=x.device)
             upright = torch.linspace(-1, 1, block.shape[2], device=x.device)
             found += [_energy(down), grain, _energy(down.diff(dim=-2))]
