@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from normadapt.adapted.rule import Domains
+from normadapt.adapted.rule import Domains, Memory
 from normadapt.domains.bank import BankSettings
 from normadapt.layers.moments import Evidence
 from normadapt.layers.policy import Policy, Source, State, Statistics
@@ -16,24 +16,57 @@ from normadapt.weights.matrix import SitePrior, WeightSettings
 
 _NEVER = 1e-12
 _USUAL = WeightSettings()
+_AS_ANY = replace(_USUAL, source_is_source=_USUAL.no_shift)
 
 
 @dataclass(frozen=True)
-class NoSkewness(Domains):
-    """Locations and scales are taken for uncorrelated: no third cumulant enters a weight."""
+class _Changed(Domains):
+    """Works under a changed profile."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
-        """Under a profile without them."""
-        return super().step(state, evidence, source._replace(profile=_uncorrelated(source.profile)))
+        """The usual one."""
+        memory: Memory | None = evidence.memory
+        if source.profile is not None:
+            source = source._replace(profile=self._once(source.profile))
+        if memory is not None and memory.learned is not None:
+            evidence = evidence._replace(memory=memory._replace(learned=self._once(memory.learned)))
+        return super().step(state, evidence, source)
+
+    def _once(self, profile: SourceProfile) -> SourceProfile:
+        """The changed profile, kept with the one that it was made from."""
+        kept: dict[str, SourceProfile] = profile.__dict__.setdefault("_changed", {})
+        name = type(self).__name__
+        if name not in kept:
+            kept[name] = self.changed(profile)
+        return kept[name]
+
+    def changed(self, profile: SourceProfile) -> SourceProfile:
+        """The profile without what is removed."""
+        raise NotImplementedError
 
 
-def _uncorrelated(profile: SourceProfile) -> SourceProfile:
-    """The profile with the blocks between locations and scales set to zero, made once."""
-    found: SourceProfile | None = profile.__dict__.get("_without_skewness")
-    if found is None:
+@dataclass(frozen=True, repr=False)
+class NoDomains(_Changed):
+    """All instances are of one domain, whose shift is as probable as any other domain's."""
+
+    weights: WeightSettings = _AS_ANY
+
+    def changed(self, profile: SourceProfile) -> SourceProfile:
+        """No layer tells domains apart."""
+        return replace(profile, place_site="")
+
+
+@dataclass(frozen=True, repr=False)
+class NoSkewness(_Changed):
+    """Locations and scales are taken for uncorrelated: no third cumulant enters a weight."""
+
+    def changed(self, profile: SourceProfile) -> SourceProfile:
+        """The blocks between locations and scales are zero."""
         sites = {name: replace(site, prior=uncorrelated(site.prior)) for name, site in profile.sites.items()}
-        found = profile.__dict__["_without_skewness"] = replace(profile, sites=sites)
-    return found
+        return replace(profile, sites=sites)
 
 
 def uncorrelated(prior: SitePrior) -> SitePrior:
@@ -88,11 +121,11 @@ ABLATED: tuple[tuple[str, Policy], ...] = (
     ("Domains, no shares", _weights(shares=())),
     ("Domains, no predicted classes", _weights(believed=0.0)),
     ("Domains, no tempering", _weights(tempering=1.0)),
-    ("Domains, no sure source", _weights(source_is_source=_USUAL.no_shift)),
+    ("Domains, no sure source", Domains(weights=_AS_ANY)),
     ("Domains, no doubt", _weights(source_is_source=1 - 2**-53)),
     ("Domains, no founding", Domains(bank=BankSettings(founding=_NEVER))),
     ("Domains, no switching", Domains(bank=BankSettings(switches=_NEVER))),
-    ("Domains, no domains", Domains(bank=BankSettings(slots=1))),
+    ("Domains, no domains", NoDomains()),
     ("Domains, no skewness", NoSkewness()),
 )
 """Names and policies."""

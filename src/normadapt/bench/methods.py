@@ -239,7 +239,14 @@ def select_methods(words: Iterable[str] | None) -> list[Method]:
 
 def _parts(word: str) -> list[str]:
     """Split at commas that are neither within parentheses nor part of a name, such as "Domains, no shares"."""
-    return re.split(r",(?! no )(?![^(]*\))", word)
+    parts, depth = [""], 0
+    for i, sign in enumerate(word):
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 0 and not word.startswith(", no ", i):
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _meant(word: str) -> list[Method]:
