@@ -123,7 +123,7 @@ def test_another_programs_database(tmp_path):
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (1, "has format 1, of a rule that is gone; this version reads 2 -> name another folder for a new store, or use"),
+        (1, "has format 1, of a rule that is gone; this version reads 2 -> name another folder"),
         (3, "has format 3; this version reads 2 -> use the version that wrote it"),
     ],
 )

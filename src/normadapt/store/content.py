@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from normadapt.adapted import persistence
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.adapted.trees import rebuild, text
 from normadapt.errors import SnapshotError, StoreError
 from normadapt.layers.sites import Fingerprint
-from normadapt.adapted import persistence
-from normadapt.adapted.trees import rebuild, text
 from normadapt.store.records import canonical
 from normadapt.version import __version__
 
@@ -46,7 +46,7 @@ def header_of(adapted: AdaptedModel, state: Mapping[str, Tensor]) -> dict[str, A
     """
     if "format#" not in state or int(state["format#"]) != persistence.FORMAT:
         raise SnapshotError(
-            "the state is of another version of normadapt, or no snapshot -> give what AdaptedModel.snapshot() gives now"
+            "the state is of another version of normadapt, or no snapshot -> give what AdaptedModel.snapshot() gives"
         )
     return {
         "format": FORMAT,
