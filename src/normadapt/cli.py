@@ -95,7 +95,7 @@ _POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
 
 
 def _policy_named(name: str) -> PolicyName:
-    if name in PolicyName:
+    if name in list(PolicyName):
         return PolicyName(name)
     gone = "is gone; domains takes its place" if name == "track" else "is no policy"
     raise typer.BadParameter(f"{name!r} {gone} -> one of {', '.join(PolicyName)}")
@@ -233,12 +233,9 @@ def run(
         return
     console = Console()
     console.print(report_table(report))
-    own = sum(site.status.endswith(PER_INSTANCE) for site in report.sites)
-    if own:
-        layers = "1 layer" if own == 1 else f"{own} layers"
+    if any(site.status.endswith(PER_INSTANCE) for site in report.sites):
         console.print(
-            f"[yellow]{layers} gave each instance statistics of its own; the file has what all instances share[/]",
-            highlight=False,
+            "[yellow]the last batch held several domains; the file has the present one's statistics[/]", highlight=False
         )
     batches = "1 batch" if answers.batches == 1 else f"{answers.batches:,} batches"
     console.print(f"\n{answers.instances:,} instances in {batches}", highlight=False)
@@ -276,6 +273,8 @@ def profile(
                 "count": measured.count,
                 "excluded": measured.excluded,
                 "sites": list(measured.sites),
+                "rehearsals": list(measured.rehearsals),
+                "unlikeness": measured.unlikeness,
                 "file": str(out),
             }
         )
@@ -283,6 +282,7 @@ def profile(
     console = Console()
     console.print(
         f"{measured.model_name}: {len(measured.sites)} layers measured on {measured.count:,} instances"
+        + (f" and under {len(measured.rehearsals)} changes of them" if measured.rehearsals else "")
         + (f"; {measured.excluded:,} left out for NaN or Inf" if measured.excluded else ""),
         highlight=False,
     )
@@ -371,13 +371,17 @@ def simulate(
 
 
 def _measure(model: nn.Module, data: Data) -> SourceProfile:
-    with progress_bar("profile", "passes") as advance:
+    with progress_bar("profile", "passes") as advance, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
 
         def passed(at: ProfileProgress) -> None:
             # in the first pass it is not yet known how many there are
             advance(at.done, at.passes, f"profile, {at.stage}: {at.instances:,} instances")
 
-        return profile_source(model, data, progress=passed)
+        measured = profile_source(model, data, progress=passed)
+    for warning in caught:
+        Console(stderr=True).print(f"[yellow]{escape(str(warning.message))}[/]", highlight=False, soft_wrap=True)
+    return measured
 
 
 if __name__ == "__main__":
