@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapted import reporting
-from normadapt.layers.batches import check_model
-from normadapt.errors import SnapshotError, UnsupportedLayerError
-from normadapt.adapted.forward import answer
+from normadapt.layers.batches import batch_length, check_loader, check_model, moved_item, split_item
+from normadapt.profiles.rehearsals import Rehearsal
+from normadapt.errors import NormadaptError, SnapshotError, UnsupportedLayerError
+from normadapt.adapted.forward import Answered, answer
+from normadapt.adapted.start import Start
 from normadapt.layers.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.adapted.observation import Observation, Observer, Observers, Seen
 from normadapt.adapted.domain_reports import domain_reports
@@ -79,6 +81,7 @@ class AdaptedModel(nn.Module):
         self._modules_in_eval = list(model.modules())
         self._adapting = True
         self._streams: dict[str, Stream] = {}
+        self._starts: dict[str, Start] = {}
         self._lock = threading.RLock()
         self._observers = Observers(self._lock)
         self.training = False
@@ -183,6 +186,8 @@ class AdaptedModel(nn.Module):
         watched = bool(self._observers)
         started = time.perf_counter() if watched else 0.0
         try:
+            if isinstance(self.policy, Domains) and not self._profiled:
+                stream = self._start(name, stream, (args, kwargs))
             answered = answer(
                 lambda: self.model(*args, **kwargs),
                 self._hooks,
@@ -203,6 +208,52 @@ class AdaptedModel(nn.Module):
             with outside_autograd():
                 self._observers.show(name, seen)
         return answered.output
+
+    def _start(self, name: str, stream: Stream, arguments: Any) -> Stream:
+        """Without source data: one further pass, by which the stream's own first inputs are measured."""
+        start, memory = self._starts.get(name), stream.memory
+        if start is None:
+            if isinstance(memory, Memory) and memory.learned is not None and memory.learned.rehearsals:
+                return stream  # restored from a snapshot of a stream that had started
+            start = self._starts[name] = Start(self._hooks, self.fingerprint)
+        with outside_autograd():
+            if not start.done:
+                start.step(self.model, arguments, self._predictions)
+            return _learned(stream, start)
+
+    def rehearse(self, loader: Iterable[Any], *, rehearsals: Mapping[str, Rehearsal] | None = None) -> None:
+        """Without source data: measure and rehearse the current stream's inputs at once, and begin it anew.
+
+        Otherwise that is done batch by batch on the first 64 inputs that the stream shows.
+
+        Args:
+            loader: Inputs as the stream shows them, some 64 to 256; items as for `profile_source`.
+            rehearsals: Changes by name, see `profile_source`.
+
+        Raises:
+            NormadaptError: If there is a source profile, or the loader yields fewer than 16 finite instances.
+        """
+        if self._profiled or not isinstance(self.policy, Domains):
+            raise NormadaptError("rehearse() is for Domains without a source profile -> adapt(model), then rehearse(loader)")
+        check_loader(loader, "rehearse()")
+        given = list(loader)
+        items = [moved_item(split_item(item), self.model) for item in given]
+        lengths = [batch_length(item) for item in given]
+        name = current(self).stream
+        with self._lock, outside_autograd():
+            start = Start(self._hooks, self.fingerprint, rehearsals, inputs=max(16, min(256, sum(lengths))))
+            try:
+                for item in items:
+                    start.step(self.model, item, self._predictions)
+                while start.gathered and not start.done:
+                    start.step(self.model, items[0], self._predictions)
+            finally:
+                self._install(self._stream(name))
+            if not start.done:
+                raise NormadaptError(f"rehearse() needs at least 16 finite instances; the loader gave {start.count}")
+            self._starts[name] = start
+            self._streams[name] = _learned(self._untouched(), start)
+            self._install(self._streams[name])
 
     def _stream(self, name: str) -> Stream:
         if name not in self._streams:
@@ -235,6 +286,7 @@ class AdaptedModel(nn.Module):
                 raise KeyError(f"no stream {stream!r}; there are {', '.join(map(repr, self._streams)) or 'none'}")
             for name in [stream] if stream is not None else list(self._streams):
                 del self._streams[name]
+                self._starts.pop(name, None)
             self._install(self._stream(current(self).stream))
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -256,6 +308,7 @@ class AdaptedModel(nn.Module):
         with outside_autograd():
             streams = read_snapshot(state, self.fingerprint, self.policy, self._hooks)
         with self._lock:
+            self._starts = {}
             self._take_over(streams)
 
     def hold(self) -> Held:
@@ -309,6 +362,12 @@ class AdaptedModel(nn.Module):
                     return plain_copy(self.model)
             finally:
                 self._install(stream)
+
+    def _notes(self, name: str) -> tuple[str, ...]:
+        start = self._starts.get(name)
+        if not isinstance(self.policy, Domains) or self._profiled:
+            return ()
+        return ("Starting: nothing seen; the source answers.",) if start is None else (start.progress(),)
 
     # -- domains -------------------------------------------------------------------------------------------------
 
@@ -364,7 +423,8 @@ class AdaptedModel(nn.Module):
 
     def _known(self, stream: Stream) -> SourceProfile | None:
         """What is known of the source: the profile, or what the stream itself was rehearsed on."""
-        return self._hooks[0].source.profile
+        learned = stream.memory.learned if isinstance(stream.memory, Memory) else None
+        return learned or self._hooks[0].source.profile
 
     def report(self) -> Report:
         """What was seen and done at every site, in the current stream."""
@@ -373,9 +433,10 @@ class AdaptedModel(nn.Module):
             adapting = self._adapting and current(self).mode == "adapt"
             records = list(self._stream(name).records)
             domains = self.domains
+            notes = self._notes(name)
         # Records are replaced, never changed: a pass need not wait while they are reduced to numbers.
         return reporting.describe(
-            self.fingerprint.model_name, self.policy, name, adapting, self._hooks, records, domains
+            self.fingerprint.model_name, self.policy, name, adapting, self._hooks, records, domains, notes
         )
 
     # -- torch's own protocols -----------------------------------------------------------------------------------
@@ -406,6 +467,7 @@ class AdaptedModel(nn.Module):
                 original=original, profile=hook.source.profile
             )
             hook.install(original)
+        self._starts = {}
         self._move_streams()
         return self
 
@@ -427,6 +489,18 @@ class AdaptedModel(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
         self._observers = Observers(self._lock)
+
+
+def _learned(stream: Stream, start: Start) -> Stream:
+    """The stream with what its start has found so far."""
+    found, memory = start.latest, stream.memory
+    if found is None:
+        return stream
+    if not isinstance(memory, Memory):
+        return stream._replace(memory=Memory.begun(found.profile, has_source=False))
+    if memory.learned is found.profile:
+        return stream
+    return stream._replace(memory=memory.relearned(found.profile))
 
 
 def _named(bank: Bank, found: Domain, name: str) -> Bank:

@@ -32,7 +32,7 @@ def _report(
     is_source = has_source and domain.number == 0
     looks = profile.looks
     described = looks.numel() > 0 and domain.count > 0
-    look = domain.look / max(domain.count, 1.0)
+    look = domain.look[: looks.shape[-1]] / max(domain.count, 1.0)
     words = look_in_words(look, looks[0], profile.places.deviation) if described else ""
     resembles = () if is_source else resembled(domain.place, profile.places.known, profile.rehearsals)
     name = domain.name or ("source" if is_source else f"domain {domain.number}")

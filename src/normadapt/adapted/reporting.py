@@ -17,6 +17,7 @@ from normadapt.adapted.streams import Record
 def describe(
     model_name: str, policy: Policy, stream: str, adapting: bool, hooks: list[SiteHook], records: list[Record],
     domains: tuple[DomainReport, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Report:
     """The report on one stream of an adapted model."""
     return Report(
@@ -27,6 +28,7 @@ def describe(
         adapting=adapting,
         sites=tuple(_site_report(h, r) for h, r in zip(hooks, records, strict=True)),
         domains=domains,
+        notes=notes,
     )
 
 

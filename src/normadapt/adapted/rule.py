@@ -39,10 +39,36 @@ class Memory(NamedTuple):
     Args:
         bank: The domains.
         draws: What the answers say of the classes.
+        learned: What takes the place of a source profile, from the stream's own first inputs; None with a profile.
     """
 
     bank: Bank
     draws: Draws
+    learned: SourceProfile | None = None
+
+    @classmethod
+    def begun(cls, profile: SourceProfile, *, has_source: bool) -> Memory:
+        """A stream that has seen nothing."""
+        places = profile.places
+        bank = empty_bank(places.scatter.numel(), places.centre.numel(), has_source=has_source)
+        return cls(bank, class_draws.FIRST, None if has_source else profile)
+
+    def relearned(self, profile: SourceProfile) -> Memory:
+        """The same with another `learned`: evidence stays, and domains lie where its places have them."""
+        places, bank = profile.places, self.bank
+        if self.learned is not None and places is self.learned.places:
+            return self._replace(learned=profile)
+        fresh = Memory.begun(profile, has_source=False).bank
+        domains = []
+        for domain in bank.domains:
+            if domain.look.numel() >= places.centre.numel() and domain.count > 0:
+                place = places.of((domain.look / domain.count).unsqueeze(0))[0]
+            else:
+                place = fresh.recent.new_zeros(places.scatter.numel())
+            look = domain.look if domain.look.numel() else fresh.domains[0].look
+            domains.append(domain._replace(place=place, pull=place * domain.count, weight=domain.count, look=look))
+        bank = bank._replace(domains=tuple(domains), recent=fresh.recent, stay=0, last=fresh.last)
+        return Memory(bank, self.draws, profile)
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)
@@ -143,8 +169,9 @@ class Domains(Policy):
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
         """At the first site recognize the batch's domains; at each, add to their windows and weigh these."""
         batch: Batch | None = evidence.upstream
-        first = batch is None
         if batch is None:
+            if source.profile is None and evidence.memory is None:
+                return state, Statistics(ready=source.original, status="starting")
             batch = self._recognize(evidence, source)
         site = on_device(batch.profile, source.mean.device).get(source.name)
         if site is None:
@@ -159,18 +186,25 @@ class Domains(Policy):
     # -- recognize -----------------------------------------------------------------------------------------------
 
     def _recognize(self, evidence: Evidence, source: Source) -> Batch:
-        profile: SourceProfile = source.profile
-        memory: Memory | None = evidence.memory
+        memory: Memory = evidence.memory or Memory.begun(source.profile, has_source=True)
+        profile: SourceProfile = memory.learned or source.profile
         places = profile.places
-        if memory is None:
-            looks = profile.looks.shape[1] if profile.looks.dim() == 2 else 0
-            memory = Memory(empty_bank(places.scatter.numel(), looks, has_source=True), class_draws.FIRST)
-        if source.name != profile.place_site:  # another site came first: nothing tells domains apart
-            group = Group(memory.bank.now, None, None, evidence.count)
-            return Batch(profile, memory, [group], evidence.count, True)
-        features, look, sensible = self._features(evidence, source, profile)
+        if source.name != profile.place_site or not places.scatter.numel():  # nothing tells domains apart
+            bank, now = memory.bank, memory.bank.domain(memory.bank.now)
+            seen, look = bank.seen + evidence.count, now.look
+            if source.name == profile.place_site:
+                total = self._features(evidence, source, profile)[0].sum(0)
+                look = look + total if look.shape == total.shape else total * (1 + now.count / evidence.count)
+            now = now._replace(count=now.count + evidence.count, last=seen, look=look)
+            bank = bank.with_domain(now)._replace(seen=seen)
+            batch = Batch(
+                profile, memory._replace(bank=bank), [Group(now.number, None, None, evidence.count)], evidence.count, True
+            )
+            batch.readings[now.number] = self._reading(now, memory.draws, profile)
+            return batch
+        features, sensible = self._features(evidence, source, profile)
         y = places.of(features).numpy()
-        found = assign(memory.bank, places, change_of(profile), self.bank, y, look, sensible)
+        found = assign(memory.bank, places, change_of(profile), self.bank, y, features.numpy(), sensible)
         groups, bank = [], found.bank
         looks = False
         for number in merge_order(found.numbers):
@@ -190,8 +224,8 @@ class Domains(Policy):
 
     def _features(
         self, evidence: Evidence, source: Source, profile: SourceProfile
-    ) -> tuple[Tensor, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Features (n, p), descriptions (n, p') and which instances are not absurd (n,), on the CPU."""
+    ) -> tuple[Tensor, np.ndarray[Any, Any]]:
+        """Features (n, p) and which instances are not absurd (n,), on the CPU."""
         reference = profile.sites[source.name].reference
         device = source.mean.device
         moments = first_moments(evidence.instances, reference.mean.to(device), reference.variance.to(device)).cpu()
@@ -199,15 +233,16 @@ class Domains(Policy):
         loud = moments[:, channels : 2 * channels].amax(1) > 0.5 * np.log(_LOUD)
         x = only_input(evidence.arguments) if profile.input_mean.numel() else None
         if x is None:
-            return moments, np.zeros((len(moments), 0)), ~loud.numpy()
+            return moments, ~loud.numpy()
         if evidence.kept is not None:
             x = x[evidence.kept]
         described = describe(standardized(x.detach(), profile.input_mean, profile.input_deviation)).cpu()
         contrast = described[:, 1]
         places = profile.places
-        strange = (contrast - places.centre[1]).abs() > _NATURAL * places.deviation[1]
-        still = (contrast < 0.5 * np.log(1e-5 + _STILL)) & strange & (x.dim() > 2)
-        return torch.cat((described, moments), 1), described.numpy(), ~(loud | still).numpy()
+        still = (contrast < 0.5 * np.log(1e-5 + _STILL)) & (x.dim() > 2)
+        if places.centre.numel():
+            still &= (contrast - places.centre[1]).abs() > _NATURAL * places.deviation[1]
+        return torch.cat((described, moments), 1), ~(loud | still).numpy()
 
     def _reading(self, domain: Domain, draws: Draws, profile: SourceProfile) -> Reading:
         """What the answers say of a domain's classes; its window's size is not yet known."""
@@ -291,7 +326,9 @@ class Domains(Policy):
 
     def answered(self, states: list[State], answer: Answer) -> tuple[list[State], Any]:
         """Count the predicted classes, and weigh the old windows that are due."""
-        batch: Batch = answer.carry
+        batch: Batch | None = answer.carry
+        if batch is None:
+            return states, answer.memory
         bank, profile = batch.memory.bank, batch.profile
         for number, index in batch.due:
             source = answer.sources[index]
@@ -316,7 +353,7 @@ class Domains(Policy):
                     domain = bank.domain(group.number)
                     bank = bank.with_domain(domain._replace(answers=class_draws.after(domain.answers, mine)))
             draws = draws_of((domain.answers for domain in bank.domains), profile.class_frequencies)
-        return states, Memory(bank, draws)
+        return states, batch.memory._replace(bank=bank, draws=draws)
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:

@@ -71,6 +71,7 @@ class Pass:
         self.carry: Any = None
         self.bad: Tensor | None = None
         self.index = 0
+        self.rows = 0
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._arguments = arguments
         self._behind: Sequence[Statistics] | None = None
@@ -111,6 +112,8 @@ class Pass:
             return None
         if evidence.kept is not None:
             self.bad = ~evidence.kept
+        if not self._had_evidence:
+            self.rows = len(x)
         self._had_evidence = True
         if self.moments is not None:
             self.moments[index] = evidence.instances

@@ -51,7 +51,7 @@ class Domain(NamedTuple):
         count: Instances assigned to it, repeated frames once.
         place: Where it lies (r,), float64.
         pull, weight: Sum of the places behind it (r,), and their number.
-        look: Sum of the descriptions of its instances (p,), float64.
+        look: Sum of the features of its instances (p,), float64.
         credit: Share of the instances since the last look at the deeper sites that were to be looked at.
         answers: What the model answered, see `ClassDraws`; None before the first.
         windows: Evidence at each site.
@@ -286,7 +286,7 @@ def assign(
         change: The test for a change of domain.
         settings: The numbers.
         y: Places (n, r).
-        look: Descriptions (n, p).
+        look: Features (n, p).
         sensible: Which instances (n,) are not absurd.
     """
     n = len(y)

@@ -22,7 +22,7 @@ class PlaceSettings:
     ridge: float = 0.05
     """Share of each feature's own variance that is added to the pooled scatter before it is inverted."""
 
-    hidden: float = 12.0
+    hidden: float = 14.0
     """Rehearsals that stand out less than this from the scatter of a stream's first inputs (mean square, natural units)
     say that these inputs are of several domains."""
 
@@ -58,6 +58,7 @@ class Places(NamedTuple):
 
     def of(self, features: Tensor) -> Tensor:
         """Places (n, r) of instances with these features (n, p)."""
+        features = features[:, : self.centre.numel()]  # what an input looks like stands before the moments at the first site
         return (_squash(features, self.centre, self.deviation) - self.middle) @ self.discriminants
 
 
@@ -67,12 +68,12 @@ class Measured(NamedTuple):
     Args:
         places: The discriminants.
         several: Whether the inputs were found to be of several domains.
-        own: Places (n, r) of the inputs.
+        groups: Domain (n,) of each input; all the same where there is one.
     """
 
     places: Places
     several: bool
-    own: Tensor
+    groups: Tensor
 
 
 def measure_places(
@@ -134,7 +135,7 @@ def measure_places(
             mean = chosen.mean(0)
             classes += frequencies[k] * torch.outer(mean, mean)
     known = torch.stack([(features - middle).mean(0) @ discriminants for features in changed]) if changed else own.new_zeros(0, count)
-    return Measured(Places(centre, deviation, middle, discriminants, spread, classes, known), several, own_places)
+    return Measured(Places(centre, deviation, middle, discriminants, spread, classes, known), several, group)
 
 
 def _squash(features: Tensor, centre: Tensor, deviation: Tensor) -> Tensor:

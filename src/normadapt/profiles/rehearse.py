@@ -319,9 +319,15 @@ def assemble(
 
 
 def measure_all(
-    hooks: Sequence[SiteHook], shown: Shown, classes: int, settings: ProfileSettings, *, from_stream: bool
+    hooks: Sequence[SiteHook],
+    shown: Shown,
+    classes: int,
+    settings: ProfileSettings,
+    *,
+    from_stream: bool,
+    groups: Tensor | None = None,
 ) -> list[Scatter | None]:
-    """Scatter at every site that was reached."""
+    """Scatter at every site that was reached; within the domains (n,) of the inputs where `groups` tells them."""
     found: list[Scatter | None] = []
     for hook in hooks:
         values = shown.moments[hook.index]
@@ -329,7 +335,9 @@ def measure_all(
         found.append(
             None
             if values is None
-            else measure_scatter(values, labels.to(values.device), classes, hook.source, settings, from_stream=from_stream)
+            else measure_scatter(
+                values, labels.to(values.device), classes, hook.source, settings, from_stream=from_stream, groups=groups
+            )
         )
     return found
 

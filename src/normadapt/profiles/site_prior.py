@@ -34,7 +34,8 @@ class Scatter(NamedTuple):
 
     Args:
         within: Factor (2C, n) of the covariance within the classes, W = within within'.
-        between: Factor (2C, k) of the covariance between the classes.
+        between: Factor (2C, k) of the covariance of the measured class means.
+        noise: Share of W that is in this covariance because each mean is of few instances.
         extra: Variance (2C,) between instances that training data had and these do not; on the diagonal of B.
         classes: Class means (K, 2C); (0, 2C) where they are not known.
         class_counts: (K,).
@@ -46,6 +47,7 @@ class Scatter(NamedTuple):
 
     within: Tensor
     between: Tensor
+    noise: float
     extra: Tensor
     classes: Tensor
     class_counts: Tensor
@@ -57,7 +59,14 @@ class Scatter(NamedTuple):
 
 
 def measure_scatter(
-    values: Tensor, labels: Tensor, classes: int, source: Source, settings: ProfileSettings, *, from_stream: bool
+    values: Tensor,
+    labels: Tensor,
+    classes: int,
+    source: Source,
+    settings: ProfileSettings,
+    *,
+    from_stream: bool,
+    groups: Tensor | None = None,
 ) -> Scatter:
     """Scatter of instances within and between their predicted classes.
 
@@ -69,6 +78,7 @@ def measure_scatter(
         settings: The numbers.
         from_stream: Whether the inputs are a stream's first ones: the reference then stays the running statistics, and
             each class that is present counts the same.
+        groups: Domains (n,) of the inputs, whose differences are no scatter; None for one.
     """
     mean_i, within_i = values.double()
     n, channels = mean_i.shape
@@ -84,6 +94,10 @@ def measure_scatter(
         ),
         1,
     )
+    if groups is not None and bool((groups != groups[0]).any()):
+        groups = groups.to(y.device)
+        for k in groups.unique().tolist():
+            y[groups == k] -= y[groups == k].mean(0)
     known = labels >= 0
     count = torch.bincount(labels[known], minlength=max(classes, 1)).double()
     present = count > 0
@@ -93,20 +107,25 @@ def measure_scatter(
     means /= count.clamp_min(1).unsqueeze(1)
     if classes == 0 or number > n / 4 or not bool(known.all()):  # too few of each class to tell: halves
         within = between = ((y - y.mean(0)) / (2 * max(n, 1)) ** 0.5).T
-        told, counts = y.new_zeros(0, 2 * channels), y.new_zeros(0)
+        told, counts, noise = y.new_zeros(0, 2 * channels), y.new_zeros(0), 0.0
     else:
         within = ((y - means[labels]) / max(n - number, 1) ** 0.5).T
         if from_stream:
             among = means[present]
+            noise = float((1 / count[present]).mean()) * (1 - 1 / number)
             between = ((among - among.mean(0)) / number**0.5).T
         else:
+            noise = (number - 1) / n
             between = (means * (count / n).sqrt().unsqueeze(1))[present].T
         told = y.new_zeros(0, 2 * channels) if from_stream else means
         counts = y.new_zeros(0) if from_stream else count.clamp_min(1)
-    of_within, of_between = within.square().sum(1), between.square().sum(1)
+    of_within = within.square().sum(1)
+    of_between = (between.square().sum(1) - noise * of_within).clamp_min(0)
     # The running variance is within one instance plus between instances: what the training data scattered.
     natural = (1 - within_i.mean(0) / v_s).clamp(0, 1)
     missing = (natural - of_within[:channels] - of_between[:channels]).clamp_min(0)
+    if from_stream:  # shifted inputs have less or more within them than the training data: that says nothing here
+        missing = torch.zeros_like(missing)
     extra = torch.cat((missing, 0.5 * missing))
     of_between = of_between + extra
     deviation = torch.cat(((mean - m_s) / v_s.sqrt(), 0.5 * torch.log(torch.maximum(variance, 0.01 * v_s) / v_s)))
@@ -117,7 +136,7 @@ def measure_scatter(
         believed = torch.zeros_like(deviation)
     reference = Reference(m_s + believed[:channels] * v_s.sqrt(), v_s * torch.exp(2 * believed[channels:]))
     unexplained = float((deviation.square() - of_within / n - of_between / n).mean().clamp_min(0))
-    return Scatter(within, between, extra, told, counts, reference, mean, variance, deviation, unexplained)
+    return Scatter(within, between, noise, extra, told, counts, reference, mean, variance, deviation, unexplained)
 
 
 def site_prior(scatter: Scatter, shifts: Tensor, settings: ProfileSettings) -> SitePrior:
@@ -129,7 +148,8 @@ def site_prior(scatter: Scatter, shifts: Tensor, settings: ProfileSettings) -> S
         settings: The numbers.
     """
     size = scatter.within.shape[0]
-    of_within, of_between = scatter.within.square().sum(1), scatter.between.square().sum(1) + scatter.extra
+    of_within = scatter.within.square().sum(1)
+    of_between = (scatter.between.square().sum(1) - scatter.noise * of_within).clamp_min(0) + scatter.extra
     unit = (of_within + of_between).clamp_min(1e-5).sqrt()
     rehearsed = shifts.T / max(len(shifts), 1) ** 0.5 / unit.unsqueeze(1)
     within, between = scatter.within / unit.unsqueeze(1), scatter.between / unit.unsqueeze(1)
@@ -158,16 +178,22 @@ def site_prior(scatter: Scatter, shifts: Tensor, settings: ProfileSettings) -> S
         basis=basis,
         shifts=inner(rehearsed),
         within=inner(within),
-        between=inner(between) + (basis.T * own) @ basis,
+        between=_positive(inner(between) - scatter.noise * inner(within)) + (basis.T * own) @ basis,
         identity=(basis.T / unit.square()) @ basis,
         within_rest=beyond(within),
-        between_rest=beyond(between) + own,
+        between_rest=(beyond(between) - scatter.noise * beyond(within)).clamp_min(0) + own,
         freedom=freedom,
         location_within=of_within[:channels],
         location_between=of_between[:channels],
         classes=(scatter.classes / unit) @ basis,
         class_counts=scatter.class_counts,
     )
+
+
+def _positive(covariance: Tensor) -> Tensor:
+    """The nearest covariance to a symmetric matrix: without its negative directions."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0)) @ vectors.T
 
 
 def _leading(factor: Tensor, most: int) -> Tensor:
