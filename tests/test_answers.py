@@ -98,5 +98,5 @@ def test_outputs_that_cannot_be_kept():
     widths = iter((3, 2, 1))
     with pytest.raises(SpecError, match=r"changes from batch to batch: \(3,\) and \(2,\)"):
         answer_stream(
-            na.adapt(Wrapped(lambda y: y[:, : next(widths)]), policy=na.Track(compares=False)), [x for x, _ in stream()]
+            na.adapt(Wrapped(lambda y: y[:, : next(widths)]), policy=na.Blend()), [x for x, _ in stream()]
         )

@@ -42,6 +42,9 @@ def target():
     for x in images(2, 1.0):
         yield x, torch.randint(0, 3, (12,), generator=generator)
 
+def mixed():
+    return [torch.cat([one[:6], other[:6]]) for one, other in zip(images(4, 5.0), images(5, -5.0))]
+
 def unlabelled():
     return images(2, 1.0)
 
@@ -127,6 +130,13 @@ def test_every_policy_has_its_name(spec, policy):
     assert json.loads(outcome.stdout)["policy"] == policy.value
 
 
+def test_the_former_policy_is_told_by_what_it_is_replaced(spec):
+    for name, words in (("track", "'track' is gone; domains takes its place"), ("magic", "'magic' is no policy")):
+        said = call("run", spec("model"), spec("target"), "--policy", name, code=2).stderr
+        assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
+    assert "domains" in call("run", "--help").stdout
+
+
 def test_the_source_policy_answers_as_the_source(spec):
     told = json.loads(call("run", spec("model"), spec("target"), "--policy", "source", "--json").stdout)
     assert told["accuracy"] == told["source_accuracy"]
@@ -147,14 +157,26 @@ def test_run_with_source_data_uses_a_profile(spec):
     assert told["report"]["profiled"] is True
     assert json.loads(call("run", spec("model"), spec("target"), "--json").stdout)["report"]["profiled"] is False
     shown = call("run", spec("model"), spec("target"), "--source", spec("source"))
-    assert told["report"]["sites"][0]["status"].endswith("per instance")
-    assert "1 layer gave each instance statistics of its own; the file has what all" in " ".join(shown.stdout.split())
+    assert [domain["is_present"] for domain in told["report"]["domains"]].count(True) == 1
+    assert "its inputs" in shown.stdout
     assert "Warning" not in shown.stderr
 
 
+def test_a_last_batch_of_several_domains_is_told_of(spec, tmp_path):
+    arguments = ("run", spec("model"), spec("mixed"), "--source", spec("source"), "--out", tmp_path)
+    said = " ".join(call(*arguments).stdout.split())
+    assert "the last batch held several domains; the file has the present one's statistics" in said
+    report = json.loads((tmp_path / "report.json").read_text())["report"]
+    assert report["sites"][0]["status"].endswith("per instance")
+    assert len(report["domains"]) >= 2
+
+
+@pytest.mark.filterwarnings("ignore:the 240 source inputs are unlike")
 def test_profile_is_the_library_s_and_serves_recalibrate(spec, tmp_path):
     outcome = call("profile", spec("model"), spec("source"), "--out", tmp_path / "new" / "p.safetensors")
-    assert "1 layers measured on 240 instances" in outcome.stdout
+    assert "1 layers measured on 240 instances and under 20 changes of them" in outcome.stdout
+    assert "the 240 source inputs are unlike what the model was trained on" in outcome.stderr
+    assert "UserWarning" not in outcome.stderr
     profile = na.SourceProfile.load(tmp_path / "new" / "p.safetensors")
     direct = na.profile_source(own("model"), own("source"))
     assert profile.fingerprint == direct.fingerprint
@@ -227,7 +249,7 @@ def test_data_that_do_not_fit_the_model_get_a_paragraph(spec, verb):
 
 
 def test_an_error_of_our_own_within_a_call_of_the_model_keeps_its_traceback(spec, monkeypatch):
-    monkeypatch.setattr(na.Track, "step", lambda *_: torch.nn.Linear(3, 3)(torch.zeros(2)))
+    monkeypatch.setattr(na.Domains, "step", lambda *_: torch.nn.Linear(3, 3)(torch.zeros(2)))
     assert isinstance(call("run", spec("model"), spec("target"), code=1).exception, RuntimeError)
 
 

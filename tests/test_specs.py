@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from normadapt.layers.batches import iterates_once
 from normadapt.errors import SpecError
+from normadapt.layers.batches import iterates_once
 from normadapt.specs import load_callable, load_data, load_model, resplit, split_targets
 
 

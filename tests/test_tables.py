@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from normadapt.demo import METHODS, DemoResult, Row
+from normadapt.reports.domain_report import DomainReport
 from normadapt.reports.report import Report, SiteReport
 from normadapt.tables import demo_findings, demo_notes, demo_table, report_table
 
@@ -19,8 +20,17 @@ def site(name="features.1", kind="BatchNorm2d", status="tracking", excluded=0):
     return SiteReport(name, kind, 1280, 100000, 1000.5, 12.345, 1e-93, 1.0, 1.0, status, excluded)
 
 
-def report(*sites):
-    return Report("Net", "Track(memory=1000.0)", "default", False, True, sites)
+DOMAINS = (
+    DomainReport(0, "source", 1204, 0, 1204, 0.0, 0.0, look="as the source", is_source=True),
+    DomainReport(
+        3, "line 3, at night", 100_000, 1204, 101_204, 2.124, 0.99, ("low contrast, bright 0.5",),
+        "contrast 0.4 of source, brighter", is_present=True,
+    ),
+)  # fmt: skip
+
+
+def report(*sites, domains=(), notes=()):
+    return Report("Net", "Domains(max_weight=0.5)", "default", False, True, sites, domains, notes)
 
 
 def rendered(renderable, width=80, **options):
@@ -69,12 +79,12 @@ def test_the_best_of_a_row_is_bold_ties_included():
 @pytest.mark.parametrize("width", [80, 120])
 def test_nothing_is_cut_or_wrapped_at(width):
     text = rendered(demo_table(result(row("contrast x0.3", 1, 0, 1), row("contrast x0.3", 16), row("blur"))), width)
-    text += rendered(report_table(report(site(), site("layer4.1.bn2"))), width)
+    text += rendered(report_table(report(site(), site("layer4.1.bn2"), domains=DOMAINS)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for whole in ("contrast x0.3", "100.0", "+100.0", "normadapt", "layer4.1.bn2", "tracking", "tail p", "1e-93"):
+    for whole in ("contrast x0.3", "100.0", "+100.0", "normadapt", "layer4.1.bn2", "tracking", "tail p", "1e-93", "100,000"):
         assert whole in text
-    assert len([line for line in text.splitlines() if "100000" in line]) == 2
+    assert len([line for line in text.splitlines() if " 100000 " in line]) == 2
 
 
 def test_the_report_names_kinds_and_what_was_left_out():
@@ -83,6 +93,19 @@ def test_the_report_names_kinds_and_what_was_left_out():
     text = rendered(report_table(mixed), 120)
     assert "BatchNorm1d" in text
     assert "source (3 left out)" in text
+
+
+def test_the_report_shows_the_domains_and_marks_the_present_one():
+    text = rendered(report_table(report(site(), domains=DOMAINS, notes=("64 inputs more are needed.",))), 120)
+    first, second = (next(line for line in text.splitlines() if name in line) for name in ("source  ", "at night"))
+    assert not first.startswith("->")
+    for words in ("as the source", "1,204", "no shift"):
+        assert words in first
+    assert second.startswith("->")
+    for words in ("contrast 0.4 of source, brighter, like low contrast, bright 0.5", "100,000", "2.12", "sure"):
+        assert words in second
+    assert "64 inputs more are needed." in text
+    assert "domain" not in rendered(report_table(report(site())), 120).partition("stream")[2]
 
 
 def test_notes_count_the_images():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from normadapt.adapted._adapt import AdaptedModel
-from normadapt.layers.batches import batch_length, run_model
 from normadapt.errors import SpecError
+from normadapt.layers.batches import batch_length, run_model
 from normadapt.specs import split_targets
 
 Array = npt.NDArray[Any]

@@ -18,28 +18,30 @@ from typer.core import TyperGroup
 
 from normadapt import baselines
 from normadapt.adapted._adapt import adapt
+from normadapt.adapted._recalibrate import Recalibration, RecalibrationProgress
+from normadapt.adapted._recalibrate import recalibrate as recalibrate_model
+from normadapt.adapted.rule import Domains
+from normadapt.adapted.streams import PER_INSTANCE
 from normadapt.answers import answer_stream
 from normadapt.bench_command import bench
 from normadapt.dashboard_command import register as register_dashboard
 from normadapt.demo import OURS, run_demo
 from normadapt.errors import NormadaptError, SpecError
+from normadapt.layers.policy import Policy
 from normadapt.model_errors import told
 from normadapt.monitor import Recorder
 from normadapt.monitor_command import register as register_monitor
 from normadapt.monitor_command import write_page
 from normadapt.outputs import check_file, folder, plain, print_files, print_json, save_statistics
 from normadapt.pilot_command import register
-from normadapt.policies import Blend, Policy, Track
+from normadapt.profiles._profile_source import ProfileProgress, profile_source
 from normadapt.profiles.source_profile import SourceProfile
-from normadapt.profiles._profile_source import profile_source
 from normadapt.progress import progress_bar
-from normadapt.adapted._recalibrate import Recalibration, RecalibrationProgress
-from normadapt.adapted._recalibrate import recalibrate as recalibrate_model
 from normadapt.simulate import EXPERIMENTS, run_simulation
 from normadapt.specs import Data, load_data, load_model, resplit
-from normadapt.adapted.streams import PER_INSTANCE
 from normadapt.tables import claims_table, demo_findings, demo_lead, demo_notes, demo_table, report_table
 from normadapt.version import __version__
+from normadapt.weights.blend import Blend
 
 
 class _Commands(TyperGroup):
@@ -74,7 +76,7 @@ app = typer.Typer(
 class PolicyName(StrEnum):
     """The policies that --policy knows."""
 
-    TRACK = "track"
+    DOMAINS = "domains"
     BLEND = "blend"
     SOURCE = "source"
     BATCH_STATISTICS = "batch-statistics"
@@ -83,13 +85,21 @@ class PolicyName(StrEnum):
 
 
 _POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
-    PolicyName.TRACK: Track,
+    PolicyName.DOMAINS: Domains,
     PolicyName.BLEND: Blend,
     PolicyName.SOURCE: baselines.Source,
     PolicyName.BATCH_STATISTICS: baselines.BatchStatistics,
     PolicyName.SCHNEIDER_PRIOR: baselines.SchneiderPrior,
     PolicyName.EMA: baselines.EMA,
 }
+
+
+def _policy_named(name: str) -> PolicyName:
+    if name in list(PolicyName):
+        return PolicyName(name)
+    gone = "is gone; domains takes its place" if name == "track" else "is no policy"
+    raise typer.BadParameter(f"{name!r} {gone} -> one of {', '.join(PolicyName)}")
+
 
 _SPEC = "package.module:callable or path/file.py:callable"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_SPEC}, returns the model.", show_default=False)]
@@ -169,8 +179,9 @@ def run(
         typer.Option("--profile", metavar="FILE", exists=True, dir_okay=False, help="From `normadapt profile`."),
     ] = None,
     policy: Annotated[
-        PolicyName, typer.Option(metavar="NAME", help=f"How statistics are chosen: {', '.join(PolicyName)}.")
-    ] = PolicyName.TRACK,
+        PolicyName,
+        typer.Option(metavar="NAME", parser=_policy_named, help=f"How statistics are chosen: {', '.join(PolicyName)}."),
+    ] = PolicyName.DOMAINS,
     batch_size: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Re-split DATA into batches of N. Default: as DATA gives them."),
@@ -222,12 +233,9 @@ def run(
         return
     console = Console()
     console.print(report_table(report))
-    own = sum(site.status.endswith(PER_INSTANCE) for site in report.sites)
-    if own:
-        layers = "1 layer" if own == 1 else f"{own} layers"
+    if any(site.status.endswith(PER_INSTANCE) for site in report.sites):
         console.print(
-            f"[yellow]{layers} gave each instance statistics of its own; the file has what all instances share[/]",
-            highlight=False,
+            "[yellow]the last batch held several domains; the file has the present one's statistics[/]", highlight=False
         )
     batches = "1 batch" if answers.batches == 1 else f"{answers.batches:,} batches"
     console.print(f"\n{answers.instances:,} instances in {batches}", highlight=False)
@@ -265,6 +273,8 @@ def profile(
                 "count": measured.count,
                 "excluded": measured.excluded,
                 "sites": list(measured.sites),
+                "rehearsals": list(measured.rehearsals),
+                "unlikeness": measured.unlikeness,
                 "file": str(out),
             }
         )
@@ -272,6 +282,7 @@ def profile(
     console = Console()
     console.print(
         f"{measured.model_name}: {len(measured.sites)} layers measured on {measured.count:,} instances"
+        + (f" and under {len(measured.rehearsals)} changes of them" if measured.rehearsals else "")
         + (f"; {measured.excluded:,} left out for NaN or Inf" if measured.excluded else ""),
         highlight=False,
     )
@@ -360,8 +371,17 @@ def simulate(
 
 
 def _measure(model: nn.Module, data: Data) -> SourceProfile:
-    with progress_bar("profile", "batches") as advance:
-        return profile_source(model, data, progress=lambda batches, _instances: advance(batches, data.batches))
+    with progress_bar("profile", "passes") as advance, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+
+        def passed(at: ProfileProgress) -> None:
+            # in the first pass it is not yet known how many there are
+            advance(at.done, at.passes, f"profile, {at.stage}: {at.instances:,} instances")
+
+        measured = profile_source(model, data, progress=passed)
+    for warning in caught:
+        Console(stderr=True).print(f"[yellow]{escape(str(warning.message))}[/]", highlight=False, soft_wrap=True)
+    return measured
 
 
 if __name__ == "__main__":

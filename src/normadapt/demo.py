@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normadapt.adapted._adapt import AdaptedModel, adapt
+from normadapt.adapted.rule import Domains
 from normadapt.baselines import EMA, BatchStatistics
 from normadapt.errors import NormadaptError
-from normadapt.policies import Policy, Track
+from normadapt.layers.policy import Policy
 from normadapt.reports.report import Report
 
 Images: TypeAlias = Tensor
@@ -35,7 +36,7 @@ METHODS: Mapping[str, Callable[[], Policy] | None] = {
     SOURCE: None,  # the model as it came
     "batch stats": BatchStatistics,
     "EMA 0.1": lambda: EMA(momentum=0.1),
-    OURS: Track,
+    OURS: Domains,
 }
 BATCH_SIZES = (1, 16, 64)
 REPORT_BATCH_SIZE = 16

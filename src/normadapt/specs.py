@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normadapt.layers.batches import batch_length, split_item
 from normadapt.errors import SpecError
+from normadapt.layers.batches import batch_length, split_item
 
 _FORMS = "package.module:callable or path/file.py:callable"
 

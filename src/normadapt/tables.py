@@ -28,7 +28,7 @@ def demo_lead(result: DemoResult) -> str:
 
 
 def report_table(report: Report) -> Group:
-    """The layers of an adapted model, one a line; fits 80 columns where all are of one kind."""
+    """The domains and the layers of an adapted model, one a line; fits 80 columns where all are of one kind."""
     kinds = {site.kind for site in report.sites}
     knowledge = "with" if report.profiled else "without"
     head = f"{report.model_name} under {report.policy}, {knowledge} a source profile; stream {report.stream!r}"
@@ -43,7 +43,25 @@ def report_table(report: Report) -> Group:
     for site in report.sites:
         kind = [site.kind] if len(kinds) > 1 else []
         table.add_row(site.name, *kind, *_site_cells(site))
-    return Group(Text(head, style="dim"), Text(), table)
+    notes = [Text(note, style="yellow") for note in report.notes]
+    return Group(Text(head, style="dim"), Text(), *_domains(report), *notes, *([Text()] if notes else []), table)
+
+
+def _domains(report: Report) -> list[Table | Text]:
+    """What the stream has met, the present one marked; nothing where the policy knows no domains."""
+    if not report.domains:
+        return []
+    table = _table()
+    table.add_column("", no_wrap=True)
+    table.add_column("domain", overflow="fold")
+    table.add_column("its inputs", overflow="fold")
+    for heading in ("seen", "shift"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("shifted", no_wrap=True)
+    for domain in report.domains:
+        cells = (domain.name, domain.words, f"{domain.seen:,}", f"{domain.shift:.2f}", domain.surety)
+        table.add_row("->" if domain.is_present else "", *cells, style="bold" if domain.is_present else "")
+    return [table, Text()]
 
 
 def _site_cells(site: SiteReport) -> list[str | Text]:

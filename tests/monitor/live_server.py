@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI
 from torch import nn
 
-from normadapt import Track
+from normadapt import Domains
 from normadapt.dashboard_command import server_of
 from normadapt.monitor import Recorder
 from normadapt.pilot import Disagreement, NonFinite, StageRule
@@ -78,12 +78,14 @@ def two_layers() -> nn.Sequential:
 def shifted_story(store: Path | None, batches: int = 30) -> Any:
     """A trial in its canary whose camera has become brighter lately."""
     steps = (StageRule(1000, 10.0, share=0.25), StageRule(1000, 10.0, share=0.5))
+    model = two_layers()
     told = stories.Story(
         store=store,
         plan=stories.make_plan(save_every=1, guards=(NonFinite(), Disagreement(margin=0.5)), canary=steps),
         clock=AheadClock(),
-        model=two_layers(),
-        policy=Track(),
+        model=model,
+        profile=stories.make_profile(model),
+        policy=Domains(),
     )
     told.recorder = Recorder(told.pilot)
     told.until("canary", stream="left")

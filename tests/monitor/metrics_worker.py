@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import normadapt as na
+from monitor import watched
 from normadapt.monitor.metrics import PrometheusExporter
 
 
@@ -16,7 +17,7 @@ def make() -> na.AdaptedModel:
     layers = [nn.Conv2d(1, 2, 3)]
     for _ in range(8):
         layers += [nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)]
-    return na.adapt(nn.Sequential(*layers, nn.Flatten(), nn.Linear(72, 3)))
+    return watched.adapted(nn.Sequential(*layers, nn.Flatten(), nn.Linear(72, 3)))
 
 
 def passes(adapted: na.AdaptedModel, count: int, shift: float) -> None:

@@ -25,9 +25,9 @@ from torch import nn
 import normadapt as na
 from monitor.live_server import served, story, wait
 from normadapt.errors import ExtraMissingError, StoreError
-from normadapt.reports.history import History
 from normadapt.monitor import HISTORY, Recorder, app, live, serving
 from normadapt.monitor.live_view import trial
+from normadapt.reports.history import History
 from normadapt.reports.report import Report
 from normadapt.store import Store
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import normadapt as na
+from monitor import watched
 from normadapt.baselines import BatchStatistics
-from normadapt.reports.history import History
 from normadapt.monitor import HISTORY, Recorder
 from normadapt.monitor.columns import Columns
 from normadapt.monitor.reduction import answers_of
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
+from normadapt.reports.history import History
 from normadapt.reports.report import Report
 from normadapt.store import Store
 
@@ -49,7 +49,7 @@ def test_a_column_table_keeps_its_means_whatever_the_length() -> None:
 
 
 def test_the_last_column_is_what_the_report_says() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     recorder = Recorder(adapted)
     for place in range(70):
         adapted(batch(shift=2.0 if place > 30 else 0.0))
@@ -76,7 +76,7 @@ def test_answers_are_counted_by_pass() -> None:
 
 
 def test_classes_and_entropy_are_of_the_answers() -> None:
-    adapted, outputs = na.adapt(model()), []
+    adapted, outputs = watched.adapted(model()), []
     with Recorder(adapted) as recorder:
         for _ in range(5):
             outputs.append(adapted(batch()))
@@ -90,7 +90,7 @@ def test_classes_and_entropy_are_of_the_answers() -> None:
 
 
 def test_a_rule_that_says_nothing_still_has_a_shift() -> None:
-    adapted = na.adapt(model(), policy=BatchStatistics())
+    adapted = watched.adapted(model(), BatchStatistics())
     with Recorder(adapted) as recorder:
         adapted(batch(64, 2.0))
     history, report = recorder.history(), adapted.report()
@@ -101,9 +101,7 @@ def test_a_rule_that_says_nothing_still_has_a_shift() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*statistics of its own")
 def test_channels_show_the_largest_shift_and_its_instances() -> None:
-    net = model()
-    profile = na.profile_source(net, [batch(64) for _ in range(4)])
-    adapted = na.adapt(net, profile)
+    adapted = watched.adapted(model())
     means: list[Tensor] = []
     with Recorder(adapted) as recorder, adapted.observe(lambda _, seen: means.append(seen.moments[0].mean)):
         for _ in range(20):
@@ -124,7 +122,7 @@ def test_channels_show_the_largest_shift_and_its_instances() -> None:
 
 
 def test_a_history_goes_to_json_and_back() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     with Recorder(adapted) as recorder:
         for _ in range(9):
             output = adapted(batch())
@@ -154,7 +152,7 @@ def test_what_is_no_history_is_refused(broken: dict[str, object]) -> None:
 
 
 def test_thinning_keeps_sums_and_means() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     with Recorder(adapted) as recorder:
         for _ in range(50):
             adapted(batch())
@@ -167,7 +165,7 @@ def test_thinning_keeps_sums_and_means() -> None:
 
 
 def test_streams_are_kept_apart_and_every_counts_what_it_skips() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     with Recorder(adapted, every=3) as recorder:
         for _ in range(10):
             with adapted.stream("left"):
@@ -183,7 +181,7 @@ def test_streams_are_kept_apart_and_every_counts_what_it_skips() -> None:
 
 
 def test_no_more_columns_than_asked_for_and_small_json() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     with Recorder(adapted, columns=16) as recorder:
         for _ in range(100):
             adapted(batch(1))
@@ -220,9 +218,9 @@ def test_recorders_refuse_what_they_cannot_use() -> None:
     with pytest.raises(TypeError, match=r"adapt\(\)"):
         Recorder(model())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every"):
-        Recorder(na.adapt(model()), every=0)
+        Recorder(watched.adapted(model()), every=0)
     with pytest.raises(ValueError, match="columns"):
-        Recorder(na.adapt(model()), columns=9)
+        Recorder(watched.adapted(model()), columns=9)
 
 
 def test_saving_waits_for_nobody(tmp_path: Path) -> None:

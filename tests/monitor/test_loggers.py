@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import normadapt as na
+from monitor import watched
 from normadapt.errors import ExtraMissingError
 from normadapt.monitor.loggers import MetricsLog, MLflowLogger, TensorBoardLogger
 from pilot.stories import Story
@@ -29,7 +30,7 @@ class Kept:
 
 def adapted() -> na.AdaptedModel:
     torch.manual_seed(0)
-    return na.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval())
+    return watched.adapted(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval())
 
 
 def test_a_logger_gets_the_numbers_of_the_report_once_for_each_look() -> None:
@@ -47,6 +48,7 @@ def test_a_logger_gets_the_numbers_of_the_report_once_for_each_look() -> None:
     assert step == 20
     assert values["shift"] == values["layer_shift/1"] == pytest.approx(site.shift, rel=1e-6)
     assert values["mix_weight/mean"] == pytest.approx(site.mean_weight, rel=1e-6)
+    assert values["domain_shift"] == pytest.approx(model.domain.shift, rel=1e-6)
     assert values["seconds_of_a_pass"] > 0
     assert "agreement" not in values  # nobody compared
     model(torch.randn(8, 1, 8, 8))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import normadapt as na
+from monitor import watched
 from normadapt.baselines import BatchStatistics
 from normadapt.errors import ExtraMissingError
 from normadapt.monitor.meter import _STREAMS, Meter
@@ -56,7 +56,7 @@ def series(exporter: PrometheusExporter, name: str) -> dict[tuple[str, ...], flo
 
 
 def test_what_it_says_is_what_the_report_says() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted)
     for _ in range(20):
         adapted(batch(shift=2.0))
@@ -80,8 +80,28 @@ def test_what_it_says_is_what_the_report_says() -> None:
     assert value(exporter, "exporter_failures_total") == 0
 
 
+def test_domains_are_counted_and_the_present_one_has_its_shift() -> None:
+    adapted = watched.adapted(model())
+    exporter = exporter_of(adapted)
+    for shift in (0.0, 3.0):
+        for _ in range(20):
+            adapted(batch(shift=shift))
+    with adapted.stream("calm"):
+        adapted(batch())
+    exporter.refresh()
+    present = adapted.domain
+    assert present is not None
+    assert not present.is_source
+    assert value(exporter, "domains") == len(adapted.domains) >= 2
+    assert value(exporter, "domain_shift") == pytest.approx(present.shift, rel=1e-6)
+    other = exporter_of(watched.adapted(model(), BatchStatistics()))
+    other._meter.adapted(batch())
+    other.refresh()
+    assert series(other, "domains") == {}
+
+
 def test_entropy_is_that_of_the_last_answers() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted)
     outputs = [adapted(batch(n)) for n in (8, 3, 300)]
     exporter.refresh()
@@ -93,7 +113,7 @@ def test_entropy_is_that_of_the_last_answers() -> None:
 
 
 def test_a_policy_that_tests_nothing_has_a_shift_and_no_tail() -> None:
-    adapted = na.adapt(model(), policy=BatchStatistics())
+    adapted = watched.adapted(model(), BatchStatistics())
     exporter = exporter_of(adapted)
     adapted(batch(shift=2.0))
     exporter.refresh()
@@ -103,7 +123,7 @@ def test_a_policy_that_tests_nothing_has_a_shift_and_no_tail() -> None:
 
 
 def test_no_more_layers_than_asked_for_whichever_lead() -> None:
-    adapted = na.adapt(model(layers=8))
+    adapted = watched.adapted(model(layers=8))
     exporter = exporter_of(adapted, top=3)
     seen = set()
     for place in range(12):
@@ -118,7 +138,7 @@ def test_no_more_layers_than_asked_for_whichever_lead() -> None:
 
 
 def test_of_several_streams_the_worst_is_shown_and_none_has_a_label() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted)
     for _ in range(20):
         for name, shift in (("calm", 0.0), ("dark", -3.0)):
@@ -139,7 +159,7 @@ def test_of_several_streams_the_worst_is_shown_and_none_has_a_label() -> None:
 
 
 def test_input_that_is_not_used_is_told_and_does_not_make_the_state_young() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted)
     adapted(batch())
     exporter.refresh()
@@ -152,7 +172,7 @@ def test_input_that_is_not_used_is_told_and_does_not_make_the_state_young() -> N
 
 
 def test_a_failed_refresh_costs_no_answer_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted)
     expected = adapted(batch())
     monkeypatch.setattr(Meter, "read", lambda _: 1 / 0)
@@ -166,7 +186,7 @@ def test_a_failed_refresh_costs_no_answer_and_is_counted(monkeypatch: pytest.Mon
 
 
 def test_two_models_share_a_registry_under_two_names() -> None:
-    first, second = na.adapt(model()), na.adapt(model())
+    first, second = watched.adapted(model()), watched.adapted(model())
     one = exporter_of(first, model="one")
     two = exporter_of(second, model="two", registry=one.registry)
     with pytest.raises(ValueError, match=r"model 'two' already -> .*model="):
@@ -188,7 +208,7 @@ def test_two_models_share_a_registry_under_two_names() -> None:
 @pytest.mark.parametrize("wrong", [{"top": -1}, {"top": 1.5}, {"seconds": 0}, {"seconds": "5"}, {"model": 7}])
 def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        exporter_of(na.adapt(model()), **wrong)
+        exporter_of(watched.adapted(model()), **wrong)
 
 
 def test_something_else_than_a_model_is_refused() -> None:
@@ -199,7 +219,7 @@ def test_something_else_than_a_model_is_refused() -> None:
 def test_without_prometheus_client_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ExtraMissingError, match=r"^[^\n]*pip install 'normadapt\[metrics\]'$"):
-        PrometheusExporter(na.adapt(model()))
+        PrometheusExporter(watched.adapted(model()))
 
 
 def test_a_folder_for_several_processes_that_comes_too_late_is_refused(
@@ -207,14 +227,14 @@ def test_a_folder_for_several_processes_that_comes_too_late_is_refused(
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no folder"):
-        exporter_of(na.adapt(model()))
+        exporter_of(watched.adapted(model()))
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="before Python starts"):
-        exporter_of(na.adapt(model()))
+        exporter_of(watched.adapted(model()))
 
 
 def test_it_refreshes_by_itself_and_ends_with_the_model() -> None:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     exporter = exporter_of(adapted, seconds=0.02)
     adapted(batch())
     limit = time.monotonic() + 5
@@ -348,7 +368,7 @@ def test_its_application_gives_every_metric_with_help_and_type() -> None:
 
 def test_it_mounts_in_an_application_of_the_users() -> None:
     fastapi = pytest.importorskip("fastapi", reason="MOUNTING NOT TESTED: pip install fastapi")
-    exporter = exporter_of(na.adapt(model()))
+    exporter = exporter_of(watched.adapted(model()))
     application = fastapi.FastAPI()
     application.mount("/metrics", exporter.app())
     status, _, text = get(application, "/metrics/")

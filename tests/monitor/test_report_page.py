@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import normadapt as na
+from monitor import watched
 from normadapt.cli import app
 from normadapt.errors import ExtraMissingError, SpecError
-from normadapt.reports.history import History, Mark
 from normadapt.monitor import Recorder, report_page
 from normadapt.monitor.kept import read_source
 from normadapt.monitor.log_words import happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import findings
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
+from normadapt.reports.domain_report import DomainReport
+from normadapt.reports.history import History, Mark
 from normadapt.reports.report import Report, SiteReport
 
 
@@ -39,7 +42,7 @@ def batch(n: int = 16, shift: float = 0.0) -> Tensor:
 
 
 def recorded(*shifts: float) -> Report:
-    adapted = na.adapt(model())
+    adapted = watched.adapted(model())
     with Recorder(adapted) as recorder:
         for shift in shifts:
             output = adapted(batch(shift=shift))
@@ -65,7 +68,7 @@ def made_up(shift: list[list[float]], tail: list[list[float]], **more: Any) -> R
         **more,
     )
     sites = tuple(SiteReport(n, "BatchNorm2d", 4, 10, 5.0, 0.1, 0.5, 0.5, 0.5, "tracking", 0) for n in names)
-    return Report("Net", "Track()", "default", False, True, sites, history)
+    return Report("Net", "Domains()", "default", False, True, sites, history=history)
 
 
 def data_in(text: str) -> dict[str, Any]:
@@ -111,6 +114,36 @@ def test_the_words_say_what_adapting_did_to_the_answers() -> None:
     assert "rolled back once" in told
 
 
+LOOK, LIKE = "contrast 0.4 of source", ("low contrast, bright 0.5",)
+DOMAINS = (
+    DomainReport(0, "source", 10, 0, 10, 0.0, 0.0, look="as the source", is_source=True),
+    DomainReport(1, "line <3>", 1204, 10, 1214, 2.1, 1.0, LIKE, LOOK, is_present=True),
+)
+
+
+def test_the_words_say_which_domain_it_is_in() -> None:
+    report = replace(made_up([[0.5] * 8], [[-9.0] * 8]), domains=DOMAINS, notes=("It has seen 12 of 64 inputs.",))
+    told = " ".join(findings(report).sentences)
+    looks = "contrast 0.4 of source, like low contrast, bright 0.5"
+    assert f"Its inputs are now of “line <3>” ({looks}), one of 2 domains that it has met." in told
+    assert "It has seen 12 of 64 inputs." in told
+    assert "several domains" not in told
+    back = tuple(replace(domain, is_present=domain.is_source, seen=10 * domain.is_source) for domain in DOMAINS)
+    mixed = replace(report.sites[0], status="tracking, per instance")
+    told = " ".join(findings(replace(report, domains=back, sites=(mixed,), history=None)).sentences)
+    assert "Its inputs are now of the source’s domain. The last batch held several domains" in told
+
+
+def test_the_page_shows_the_domains_and_marks_the_present_one() -> None:
+    text = report_page.page(replace(made_up([[0.5] * 8], [[-9.0] * 8]), domains=DOMAINS))
+    first, second = (next(line for line in text.splitlines() if f"<td>{name}" in line) for name in ("source", "line"))
+    assert "now" not in first
+    assert 'class="here"' in second
+    assert "<td>line &lt;3&gt; <b>now</b></td><td>contrast 0.4 of source, like low contrast, bright 0.5</td>" in second
+    assert "<td>1,204</td><td>10</td><td>1,214</td><td>2.10</td><td>sure</td>" in second
+    assert "domains-title" not in report_page.page(made_up([[0.5] * 8], [[-9.0] * 8]))
+
+
 def test_the_page_has_words_figures_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     report = recorded(*[0.0] * 20, *[3.0] * 30)
     file = report.to_html(tmp_path / "report.html", title="A <b>camera</b>")
@@ -149,7 +182,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 
 
 def test_a_report_without_a_history_and_a_rule_without_tails_still_have_a_page(tmp_path: Path) -> None:
-    adapted = na.adapt(model(), policy=na.baselines.BatchStatistics())
+    adapted = watched.adapted(model(), na.baselines.BatchStatistics())
     adapted(batch())
     text = adapted.report().to_html(tmp_path / "a.html").read_text(encoding="utf-8")
     assert data_in(text)["history"] is None
@@ -173,7 +206,9 @@ def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
 
 def test_the_command_makes_a_page_of_a_store_and_of_a_file(tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "out" / "page.html"
-    with Pilot(model(), store=store, plan=Plan(guards=(Disagreement(), NonFinite()))) as pilot:
+    net = model()
+    plan = Plan(guards=(Disagreement(), NonFinite()))
+    with Pilot(net, watched.profile_of(net), store=store, plan=plan) as pilot:
         Recorder(pilot)
         for place in range(12):
             pilot(batch(shift=3.0), stream="left" if place < 6 else "right")
@@ -202,6 +237,20 @@ def test_the_command_makes_a_page_of_a_store_and_of_a_file(tmp_path: Path) -> No
     outcome = CliRunner().invoke(app, ["report", str(file), "--out", str(out)])
     assert outcome.exit_code == 2
     assert "expected a store's folder, or a report as JSON" in " ".join(outcome.output.split())
+
+
+def test_each_stream_of_a_store_has_its_domains(tmp_path: Path) -> None:
+    net, seen = model(), {}
+    plan = Plan(guards=(Disagreement(), NonFinite()))
+    with Pilot(net, watched.profile_of(net), store=tmp_path, plan=plan) as pilot:
+        Recorder(pilot)
+        for name, shift in (("left", 3.0), ("right", -3.0)):
+            for _ in range(6):
+                pilot(batch(shift=shift), stream=name)
+            with pilot.adapted.stream(name):
+                seen[name] = pilot.adapted.domains
+    assert read_source(tmp_path, "left").report.domains == seen["left"] != seen["right"]
+    assert read_source(tmp_path).report.domains == seen["right"]
 
 
 def test_a_store_without_a_history_has_its_log(tmp_path: Path) -> None:
@@ -260,5 +309,5 @@ def test_a_drills_page_tells_the_times_of_its_figures(tmp_path: Path) -> None:
 
 
 def test_nothing_adapted_is_no_calm_stream() -> None:
-    found = findings(na.adapt(model()).report())
+    found = findings(watched.adapted(model()).report())
     assert (found.headline, found.shifted) == ("Nothing was adapted yet.", None)

@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from normadapt.pilot import Disagreement, LabelledError, NonFinite, Pilot, Plan, StageRule
+from normadapt import profile_source
 from normadapt.layers.policy import Policy, Statistics
+from normadapt.pilot import Disagreement, LabelledError, NonFinite, Pilot, Plan, StageRule
 
 CLASSES = 3
 
@@ -41,6 +42,11 @@ def _model():
         model[-1].weight.copy_(solved[:-1].T)
         model[-1].bias.copy_(solved[-1])
     return model.eval()
+
+
+def make_profile(model):
+    """What the source looks like to a model of ours."""
+    return profile_source(model, [images(50, seed=seed)[0] for seed in range(4)])
 
 
 class Average(NamedTuple):

@@ -11,11 +11,11 @@ from contextlib import closing
 
 import pytest
 
+from normadapt import Domains
 from normadapt.baselines import BatchStatistics
 from normadapt.errors import PlanError, SnapshotError, StoreLockedError
 from normadapt.pilot import Disagreement, LabelledError, NonFinite, Stage, StageRule, Trip
 from normadapt.pilot.lease import runs_on
-from normadapt.policies import Track
 from normadapt.store import Store
 from pilot.stories import Follow, Story, killed, make_plan, nan, poison
 
@@ -287,7 +287,7 @@ def test_a_pilot_that_could_not_be_made_keeps_nobody_out(tmp_path):
     assert not runs_on(tmp_path / "other")
     Story(store=tmp_path).pilot.close()
     with pytest.raises(SnapshotError):
-        Story(store=Store(tmp_path), policy=Track())
+        Story(store=Store(tmp_path), policy=Domains())
     assert not runs_on(tmp_path)
 
 

@@ -120,13 +120,34 @@ def test_another_programs_database(tmp_path):
     assert (tmp_path / "store.db").read_bytes() == before
 
 
-def test_a_later_versions_store(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (1, "has format 1, of a rule that is gone; this version reads 2 -> name another folder"),
+        (3, "has format 3; this version reads 2 -> use the version that wrote it"),
+    ],
+)
+def test_another_versions_store(tmp_path, version, words):
     begun(tmp_path)[0].close()
     with sqlite3.connect(tmp_path / "store.db") as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
-    with pytest.raises(StoreError, match="has format 2; this version reads 1"):
-        Store(tmp_path)
+    before = (tmp_path / "store.db").read_bytes()
+    for create in (True, False):
+        with pytest.raises(StoreError, match=words):
+            Store(tmp_path, create=create)
+    assert (tmp_path / "store.db").read_bytes() == before
+
+
+def test_a_former_versions_state(tmp_path):
+    store, a = begun(tmp_path)
+    head, state = store.head(), a.snapshot()
+    del state["format#"]
+    with pytest.raises(SnapshotError, match="another version of normadapt"):
+        store.commit(a, "of old", state=state)
+    with pytest.raises(SnapshotError, match="another version of normadapt"):
+        a.restore(state)
+    assert store.head() == head
 
 
 def test_a_damaged_database(tmp_path):

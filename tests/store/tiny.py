@@ -3,6 +3,8 @@
 import os
 import sys
 import traceback
+import warnings
+from functools import cache
 
 import torch
 from torch import nn
@@ -15,14 +17,21 @@ def model(seed=0, channels=4):
     return nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(4 * channels, 3))
 
 
-def adapted(seed=0, policy=None, profile=None):
-    return na.adapt(model(seed), profile, policy)
+@cache
+def profile(seed=0):
+    inputs = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(100))
+    with warnings.catch_warnings(action="ignore"):  # the model was trained on nothing
+        return na.profile_source(model(seed), [inputs])
+
+
+def adapted(seed=0, policy=None, profiled=True):
+    return na.adapt(model(seed), profile(seed) if profiled else None, policy)
 
 
 def feed(adapted, seed=0, n=4):
     """One batch that moves the statistics."""
     with torch.no_grad():
-        return adapted(torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(seed)) + 1)
+        return adapted(torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(seed)) + 4)
 
 
 def fork(work):

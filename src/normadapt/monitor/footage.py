@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normadapt.reports.history import Channel, History, Mark, Numbers
-from normadapt.monitor.columns import Columns
-from normadapt.monitor.reduction import Glimpse, Reducer, answers_of
 from normadapt.adapted.observation import Seen
 from normadapt.layers.policy import Source
 from normadapt.layers.sites import Site
+from normadapt.monitor.columns import Columns
+from normadapt.monitor.reduction import Glimpse, Reducer, answers_of
+from normadapt.reports.history import Channel, History, Mark, Numbers
 
 _BATCH = 32  # passes that wait until their numbers are put together
 _WAITING = 2**20  # probabilities that may wait with them

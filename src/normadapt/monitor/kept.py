@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from normadapt.errors import NormadaptError, SpecError, StoreError
-from normadapt.reports.history import History
 from normadapt.monitor.recorder import HISTORY
 from normadapt.pilot.status import STATUS
+from normadapt.reports.domain_report import DomainReport
+from normadapt.reports.history import History
 from normadapt.reports.report import Report
 from normadapt.store import Event, Store
 
@@ -62,18 +63,20 @@ def read_store(store: Store, stream: str | None = None, *, events: int | None = 
             known = ", ".join(map(repr, names)) or "none"
             raise SpecError(f"--stream: no history of {stream!r} was kept; there are {known}")
         history = History.from_dict(document["streams"][name])
+        domains = tuple(map(DomainReport.from_dict, document.get("domains", {}).get(name, ())))
     except NormadaptError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"the history in {store.path} cannot be read: {error!r}") from error
-    report = report.with_history(history) if name == report.stream else of_stream(report, history)
+    report = report.with_history(history) if name == report.stream else of_stream(report, history, domains)
     return Kept(report, status, log, names)
 
 
-def of_stream(report: Report, history: History) -> Report:
+def of_stream(report: Report, history: History, domains: tuple[DomainReport, ...]) -> Report:
     """The report on another stream of the same model, as far as its history tells."""
+    report = replace(report, stream=history.stream, history=history, domains=domains, notes=())
     if not len(history):
-        return replace(report, stream=history.stream, history=history)
+        return report
     count = int(history.items.sum())
     sites = tuple(
         replace(
@@ -92,7 +95,7 @@ def of_stream(report: Report, history: History) -> Report:
         )
         for place, site in enumerate(report.sites)
     )
-    return replace(report, stream=history.stream, sites=sites, history=history)
+    return replace(report, sites=sites)
 
 
 def _known(value: float) -> float | None:

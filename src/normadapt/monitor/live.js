@@ -80,6 +80,7 @@
     text("saved", view.saved);
     buttons(view.actions);
     put("words", view.words);
+    put("domains", view.domains);
     put("figures", view.figures);
     put("layers", view.layers);
     put("log-part", view.log);

@@ -98,6 +98,7 @@ without.</p></noscript>
 <p class="note" id="saved"></p>
 </section>
 <div id="words"></div>
+<div id="domains"></div>
 <div id="figures"></div>
 <div id="layers"></div>
 <div id="log-part"></div>

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from normadapt.reports.history import History
 from normadapt.monitor.live import Look
 from normadapt.monitor.log_words import happenings
 from normadapt.monitor.page_data import page_data
-from normadapt.monitor.report_page import figures, layer_table, lead_of, log_table, words
+from normadapt.monitor.report_page import domain_table, figures, layer_table, lead_of, log_table, words
 from normadapt.monitor.words import findings, moment, who
+from normadapt.reports.history import History
 from normadapt.reports.report import Report
 from normadapt.store import Snapshot
 
@@ -44,6 +44,7 @@ def live_view(look: Look, *, obeys: bool, extra: Mapping[str, Any]) -> bytes:
         "saved": _saved(look.saved),
         "trial": "" if status is None else trial(status),
         "words": words(findings(report, status), None),
+        "domains": domain_table(report.domains),
         "figures": figures(report, status),
         "layers": layer_table(report.sites),
         "log": "" if kept.events is None else log_table(happenings(kept.events), look.events),

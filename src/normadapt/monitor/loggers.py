@@ -116,7 +116,7 @@ class MetricsLog:
         >>> adapted = na.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
         >>> with MetricsLog(adapted, logger=Print()):
         ...     _ = adapted(torch.randn(8, 1, 8, 8))
-        1 seconds_of_a_pass shift shift_tail_log10 skipped_layers
+        1 seconds_of_a_pass shift skipped_layers
     """
 
     def __init__(self, watched: AdaptedModel | Pilot, *, logger: Logger, top: int = 5, seconds: float = 5.0) -> None:
@@ -185,6 +185,8 @@ def flat(told: Reading, layers: tuple[str, ...], top: int) -> dict[str, float]:
     """A reading as numbers by name, without those that are not known."""
     values: dict[str, float | None] = {
         "skipped_layers": float(told.skipped),
+        "domains": float(told.domains) or None,
+        "domain_shift": told.domain_shift,
         "entropy": told.entropy,
         "agreement": told.agreement,
     }

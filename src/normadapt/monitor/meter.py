@@ -16,12 +16,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from normadapt.adapted._adapt import AdaptedModel
-from normadapt.reports.history import Numbers
+from normadapt.adapted.observation import Observation, Seen
 from normadapt.layers.hooks import outside_autograd
 from normadapt.monitor.reduction import Layers, Reducer, answers_of
-from normadapt.adapted.observation import Observation, Seen
 from normadapt.pilot import Pilot
 from normadapt.pilot.answering import Compared
+from normadapt.reports.domain_report import DomainReport
+from normadapt.reports.history import Numbers
 
 _STREAMS = 64  # looked at between two readings; of more, those seen last
 _PASSES = 64  # whose answers the entropy is taken over, at most
@@ -36,6 +37,8 @@ class Reading(NamedTuple):
         last_update: When the last one that followed data ended, unix seconds; None before the first.
         streams: Seen since the last reading that had any.
         layers: Numbers of all layers: the largest shift of any of those streams, the smallest tail, mean weights.
+        domains: That a stream has met, most of any of those streams; 0 where the policy knows none.
+        domain_shift: Of the domain that a stream is in, the largest of any of those streams.
         skipped: Layers whose last batch was not used, in the stream where they are most.
         entropy: Of the answers of the last passes, mean over items, in nats.
         compared, agreeing: Items that both models have answered so far, and those of the same class.
@@ -49,6 +52,8 @@ class Reading(NamedTuple):
     last_update: float | None
     streams: int
     layers: Layers | None
+    domains: int
+    domain_shift: float
     skipped: int
     entropy: float
     compared: int
@@ -84,7 +89,7 @@ class Meter:
         self._answers: deque[Tensor | None] = deque(maxlen=_PASSES)
         self._recent = [0, 0]
         self._last_event: object = None
-        self._told = Reading(0, None, 0, None, 0, math.nan, 0, 0, math.nan, None, Counter(), Counter())
+        self._told = Reading(0, None, 0, None, 0, math.nan, 0, math.nan, 0, 0, math.nan, None, Counter(), Counter())
         self._updates = self._compared = self._agreeing = 0
         self._last_update: float | None = None
         if self.pilot is not None:
@@ -137,7 +142,7 @@ class Meter:
         """What there is to tell now; from any thread, also while requests are answered."""
         with self.turn, outside_autograd():
             with self._lock:
-                latest, self._latest = list(self._latest.values()), {}
+                latest, self._latest = self._latest, {}
                 answers = list(self._answers)
                 self._answers.clear()
                 (items, agreeing), self._recent = self._recent, [0, 0]
@@ -145,10 +150,16 @@ class Meter:
                 compared, agreed = self._compared, self._agreeing
             told = self._told._replace(updates=updates, last_update=last_update, compared=compared, agreeing=agreed)
             if latest:
-                glimpses = [self._reducer.glimpse(seen.records) for seen in latest]
-                skipped = max(sum(r.status.startswith("skipped") for r in seen.records) for seen in latest)
+                glimpses = [self._reducer.glimpse(seen.records) for seen in latest.values()]
+                skipped = max(sum(r.status.startswith("skipped") for r in seen.records) for seen in latest.values())
+                met = [self._domains(stream) for stream in latest]
+                present = [domain.shift for domains in met for domain in domains if domain.is_present]
                 told = told._replace(
-                    streams=len(latest), layers=_worst(self._reducer.reduce(glimpses)), skipped=skipped
+                    streams=len(latest),
+                    layers=_worst(self._reducer.reduce(glimpses)),
+                    domains=max(sum(domain.seen > 0 for domain in domains) for domains in met),
+                    domain_shift=max(present, default=math.nan),
+                    skipped=skipped,
                 )
             if any(answer is not None for answer in answers):
                 told = told._replace(entropy=_entropy(answers))
@@ -159,6 +170,10 @@ class Meter:
                 told = told._replace(status=self.pilot.status())
             self._told = told
             return told
+
+    def _domains(self, stream: str) -> tuple[DomainReport, ...]:
+        with self.adapted.stream(stream):
+            return self.adapted.domains
 
     def _count(self, pilot: Pilot, told: Reading) -> None:
         """Count what happened since the last reading, of the last thousand events."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from normadapt.adapted._adapt import AdaptedModel
 from normadapt.errors import ExtraMissingError
-from normadapt.reports.history import Numbers
 from normadapt.monitor.meter import Meter, Reading, check_settings, leading_layers, mean_weights, whole_model_tail
 from normadapt.pilot import Pilot
 from normadapt.pilot.stages import Stage
+from normadapt.reports.history import Numbers
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper ends of the update duration's histogram, seconds."""
@@ -53,6 +53,8 @@ METRICS = (
     Metric("shift_tail_probability", "gauge", "Bound on the probability of that in any layer if there were no shift."),
     Metric("layer_shift", "gauge", "Shift of the most shifted layers, in gamma standard deviations.", ("layer",)),
     Metric("layer_shift_tail_probability", "gauge", "Probability of a layer's shift if there were none.", ("layer",)),
+    Metric("domains", "gauge", "Domains that a stream has met, most of any stream."),
+    Metric("domain_shift", "gauge", "Shift of the domain that a stream is in, of the stream where it is largest."),
     Metric("skipped_layers", "gauge", "Layers whose last batch was not used, as by non-finite input."),
     Metric("entropy_nats", "gauge", "Mean entropy of the answers, in nats."),
     Metric("agreement_ratio", "gauge", "Share of answers that are the source's, too, between the last refreshes."),
@@ -208,6 +210,9 @@ class PrometheusExporter:
             self._set("state_age_seconds", max(0.0, time.time() - told.last_update))
             self._set("streams", told.streams)
             self._set("skipped_layers", told.skipped)
+            if told.domains:
+                self._set("domains", told.domains)
+                self._set("domain_shift", told.domain_shift)
         if told.layers is not None:
             for statistic, weight in mean_weights(told.layers).items():
                 self._set("mix_weight_ratio", weight, statistic)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from normadapt.asymptotics import edgeworth
-from normadapt.reports.history import Channel, History, Numbers
 from normadapt.monitor.words import findings, uses_time
+from normadapt.reports.history import Channel, History, Numbers
 from normadapt.reports.report import Report
 
 _COLUMNS = 512

@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.adapted.observation import Observation, Seen
+from normadapt.adapted.settings import current
 from normadapt.errors import StoreError
-from normadapt.reports.history import Channel, History, Mark
+from normadapt.layers.predictions import class_probabilities
 from normadapt.monitor.footage import Footage
 from normadapt.monitor.marks import marks_of
-from normadapt.adapted.observation import Observation, Seen
 from normadapt.pilot import Pilot
 from normadapt.pilot.answering import Compared
-from normadapt.layers.predictions import class_probabilities
+from normadapt.reports.history import Channel, History, Mark
 from normadapt.reports.report import Report
-from normadapt.adapted.settings import current
 
 HISTORY = "pilot-history"
 """Under this name a store has the histories of a pilot's streams, and its report: see `Recorder.document`."""
@@ -208,12 +208,16 @@ class Recorder:
     # -- the store -----------------------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """Everything as plain data: the streams seen last, and the report on the last one without its history."""
+        """Everything as plain data: the streams seen last with their domains, and the last one's report."""
         with self._lock:
             names = list(self._footage)[-_SAVED:]
         streams = {name: self.history(name).to_dict() for name in names}
         report = self.adapted.report() if not names else self.report(names[-1]).with_history(None)
-        return {"report": report.to_dict(), "streams": streams}
+        domains = {}
+        for name in names[:-1]:
+            with self.adapted.stream(name):
+                domains[name] = [domain.to_dict() for domain in self.adapted.domains]
+        return {"report": report.to_dict(), "streams": streams, "domains": domains}
 
     def save(self) -> None:
         """Hand the history to the pilot's store, which writes it with what the pilot writes next."""

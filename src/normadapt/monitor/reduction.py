@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normadapt.asymptotics.quadratic import tail_from_cumulants
-from normadapt.reports.history import Numbers
-from normadapt.layers.policy import Diagnostics, Source, standardize
 from normadapt.adapted.streams import Record
+from normadapt.asymptotics.quadratic import tail_from_cumulants
+from normadapt.layers.policy import Diagnostics, Source, standardize
+from normadapt.reports.history import Numbers
 
 _SMALLEST = 1e-300
 _NO_WEIGHTS = (float("nan"), float("nan"))
+_Said: TypeAlias = tuple[tuple[float, ...] | None, tuple[float, float]]
 
 
 class Layers(NamedTuple):
@@ -40,7 +41,7 @@ class Glimpse(NamedTuple):
 
 
 class Reducer:
-    """Takes glimpses of one stream's passes; remembers the layers' average weights while they stand.
+    """Takes glimpses of passes; what a policy says is reduced once for as long as it says the same.
 
     Args:
         sources: Of all sites.
@@ -49,7 +50,7 @@ class Reducer:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self._channels = np.array([float(source.mean.numel()) for source in sources])
-        self._weights: list[tuple[object, tuple[float, float]]] = [(None, _NO_WEIGHTS)] * len(self._sources)
+        self._before: list[tuple[object, _Said]] = [(None, (None, _NO_WEIGHTS))] * len(self._sources)
 
     def glimpse(self, records: Sequence[Record], *, exact: bool = True) -> Glimpse:
         """What the records say.
@@ -58,29 +59,26 @@ class Reducer:
             records: Of all sites.
             exact: Whether to measure the shift where the policy says nothing; else it is unknown there.
         """
-        told: list[tuple[float, ...] | None] = []
-        weights = []
-        for place, record in enumerate(records):
-            said = record.diagnostics
-            if said is None:
-                told.append(_measured(record, self._sources[place]) if exact else None)
-                weights.append(_NO_WEIGHTS)
-                continue
-            (l1, l2), (s1, s2) = said.cumulants
-            told.append((sum(said.shift), *said.squared, l1, l2, s1, s2))
-            weights.append(self._average(place, said))
-        return Glimpse(told, weights)
+        said = [self._said(place, record, exact=exact) for place, record in enumerate(records)]
+        return Glimpse([told for told, _ in said], [weights for _, weights in said])
 
-    def _average(self, place: int, said: Diagnostics) -> tuple[float, float]:
-        before, value = self._weights[place]
-        if before is not said.weight:  # a policy that keeps its weights for a while hands out the same tensor
-            if isinstance(said.weight, Tensor):
-                mean, variance = (said.weight.double() @ self._sources[place].share).tolist()
-            else:
-                mean, variance = said.weight
-            value = mean, variance
-            self._weights[place] = said.weight, value
-        return value
+    def _said(self, place: int, record: Record, *, exact: bool) -> _Said:
+        if record.told is None:
+            return (_measured(record, self._sources[place]) if exact else None), _NO_WEIGHTS
+        before, said = self._before[place]
+        if before is not record.told and not (callable(record.told) and before == record.told):
+            told = record.told() if callable(record.told) else record.told
+            (l1, l2), (s1, s2) = told.cumulants
+            numbers = (sum(told.shift), *told.squared, l1, l2, s1, s2)
+            said = numbers, self._average(place, told)
+            self._before[place] = record.told, said
+        return said
+
+    def _average(self, place: int, told: Diagnostics) -> tuple[float, float]:
+        if not isinstance(told.weight, Tensor):
+            return told.weight
+        mean, variance = (told.weight.double() @ self._sources[place].share).tolist()
+        return mean, variance
 
     def reduce(self, glimpses: Sequence[Glimpse]) -> list[Layers]:
         """Numbers for each of the glimpses; the tails are computed for all of them at once."""

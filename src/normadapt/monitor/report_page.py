@@ -14,6 +14,7 @@ from normadapt.monitor.log_words import Happening, happenings, in_words
 from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import Finding, findings, moment, who
 from normadapt.page_style import document
+from normadapt.reports.domain_report import DomainReport
 from normadapt.reports.report import Report, SiteReport, format_probability, format_weight
 from normadapt.version import __version__
 
@@ -49,6 +50,7 @@ def page(
         (
             f'<h1>{escape(name)}</h1>\n<p class="lead">{escape(lead or lead_of(report))}</p>',
             words(findings(report, status), status),
+            domain_table(report.domains),
             figures(report, status),
             layer_table(report.sites),
             "" if events is None else log_table(log),
@@ -145,6 +147,28 @@ type="button" data-measure="tail" aria-pressed="false">probability by chance</bu
 <p class="note">{answers}</p>
 <div class="figure" id="answers" role="img" aria-labelledby="answers-title"></div>
 {weights}"""
+
+
+def domain_table(domains: Sequence[DomainReport]) -> str:
+    """What the stream has met, the present domain marked, as HTML; nothing where the policy knows no domains."""
+    if not domains:
+        return ""
+    head = "".join(
+        f"<th>{name}</th>" for name in ("domain", "its inputs", "seen", "first at", "last at", "shift, sd", "shifted")
+    )
+    rows = "\n".join(map(_domain_row, domains))
+    return (
+        '<h2 id="domains-title">The domains that the stream has met</h2>\n'
+        '<div class="scroll domains" role="region" aria-labelledby="domains-title" tabindex="0"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _domain_row(domain: DomainReport) -> str:
+    start, now = ('<tr class="here">', " <b>now</b>") if domain.is_present else ("<tr>", "")
+    numbers = (f"{domain.seen:,}", f"{domain.since:,}", f"{domain.last:,}", f"{domain.shift:.2f}", domain.surety)
+    cells = (escape(domain.name) + now, escape(domain.words), *numbers)
+    return start + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def layer_table(sites: Sequence[SiteReport]) -> str:

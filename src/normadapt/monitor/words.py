@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from normadapt.adapted.streams import PER_INSTANCE
 from normadapt.reports.history import History, Numbers
 from normadapt.reports.report import Report
 
@@ -67,32 +68,31 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
     any_layer = np.asarray(flags.any(0))
     began = _began(any_layer) if now.size else None
     time = uses_time(history, status)
-    sentences = []
     if began is not None:
         worst = int(now[0])
         headline = (
             f"The stream is {_size(history.shift[worst, -1])} shifted from the source, {_since(history, began, time)}."
         )
-        sentences.append(_where(history, now))
+        first = _where(history, now)
     elif any_layer.any():
         last = int(np.flatnonzero(any_layer)[-1])
         until = _moment(history, min(last + 1, len(history) - 1), time)
         headline = f"The stream is not shifted now; it was until {until}."
         worst = int(np.nanargmax(np.nanmax(np.nan_to_num(history.shift), 1)))
-        sentences.append(
-            f"The largest shift was in layer {history.sites[worst]}: {np.nanmax(history.shift[worst]):.2f} sd."
-        )
+        first = f"The largest shift was in layer {history.sites[worst]}: {np.nanmax(history.shift[worst]):.2f} sd."
     else:
         headline = "The stream is not shifted from the source."
         largest = float(np.nan_to_num(history.shift).max(initial=0.0))
-        sentences.append(
-            f"No layer has left the source's statistics by more than chance and {_FELT:g} sd ({largest:.2f} at most)."
+        first = (
+            f"No layer left the source's statistics by more than chance and {_FELT:g} sd ({largest:.2f} at most)."
         )
+    sentences = [first, *_domains(report)]
     sentences.append(_weights(report, history))
     sentences.extend(_answers(history))
     backs = sum(mark.kind == "rollback" for mark in history.marks)
     if backs:
         sentences.append(f"The trial was rolled back {'once' if backs == 1 else f'{backs} times'} in this history.")
+    sentences.extend(report.notes)
     return Finding(headline, tuple(s for s in sentences if s), began is not None, tuple(now.tolist()), began)
 
 
@@ -100,7 +100,7 @@ def _without_history(report: Report) -> Finding:
     if not report.sites:
         return Finding("No history was kept of this trial.", (_HOW,), None, (), None)
     if not any(site.count for site in report.sites):
-        return Finding("Nothing was adapted yet.", (), None, (), None)
+        return Finding("Nothing was adapted yet.", report.notes, None, (), None)
     order = sorted(range(len(report.sites)), key=lambda place: -report.sites[place].shift)
     limit = ALARM / len(order)
     shifted = [
@@ -114,7 +114,21 @@ def _without_history(report: Report) -> Finding:
     else:
         headline = "The stream is not shifted from the source."
     where = f"Largest in layer {first.name}: {first.shift:.2f} sd; {len(shifted)} of {len(order)} layers are shifted."
-    return Finding(headline, (where, _HOW), bool(shifted), tuple(shifted), None)
+    return Finding(headline, (where, *_domains(report), *report.notes, _HOW), bool(shifted), tuple(shifted), None)
+
+
+def _domains(report: Report) -> list[str]:
+    """Which domain the stream is in, and whether several share its batches."""
+    present = next((domain for domain in report.domains if domain.is_present), None)
+    if present is None:
+        return []
+    met = sum(domain.seen > 0 or domain.is_present for domain in report.domains)
+    among = f", one of {met} domains that it has met" if met > 1 else ""
+    looks = "the source’s domain" if present.is_source else f"“{present.name}” ({present.words})"
+    told = [f"Its inputs are now of {looks}{among}."]
+    if any(site.status.endswith(PER_INSTANCE) for site in report.sites):
+        told.append("The last batch held several domains; each instance was answered with its own domain’s statistics.")
+    return told
 
 
 _HOW = "How it came to this was not recorded: Recorder(adapted) keeps a history."
@@ -182,9 +196,7 @@ def _weights(report: Report, history: History) -> str:
     if not np.isfinite(weights).any():
         return ""
     average = float(np.nanmean(weights))
-    return (
-        f"To answer, the layers now take {average:.0%} of their statistics from the stream, the rest from the source."
-    )
+    return f"To answer, the layers now go {average:.0%} of the way from the source’s statistics to the stream’s."
 
 
 def _answers(history: History) -> list[str]:

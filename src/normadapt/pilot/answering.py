@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 from normadapt.adapted.observation import Observers
+from normadapt.layers.predictions import Predictions
 from normadapt.pilot.arms import Arms, Pair, Request
 from normadapt.pilot.guards import NonFinite
 from normadapt.pilot.routing import Route, route
@@ -17,7 +18,6 @@ from normadapt.pilot.signals import Signals, answers, signals, source_key
 from normadapt.pilot.stages import Stage
 from normadapt.pilot.trial import Trial
 from normadapt.pilot.watch import Trip
-from normadapt.layers.predictions import Predictions
 
 
 class Compared(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.adapted.settings import DEFAULT_STREAM
 from normadapt.pilot.routing import Id, IdsError, Route, read_ids
 from normadapt.pilot.rows import are_rows, count_rows, take_rows
-from normadapt.adapted.settings import DEFAULT_STREAM
 
 
 class Request(NamedTuple):

@@ -52,7 +52,7 @@ class Ceiling:
         if not self._has and any(rule.max_weight < 1 for rule in rules):
             raise PlanError(
                 f"the plan sets max_weight, which the policy {type(policy).__name__} does not have -> say "
-                "max_weight=1 in every stage of the plan, or take a policy that has it (Track)"
+                "max_weight=1 in every stage of the plan, or take a policy that has it (Domains)"
             )
 
     def set(self, rule: StageRule) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from normadapt.adapted._adapt import AdaptedModel, adapt
-from normadapt.errors import PlanError
 from normadapt.adapted.observation import Observation, Observers
+from normadapt.errors import PlanError
+from normadapt.layers.policy import Policy
+from normadapt.layers.predictions import Predictions
 from normadapt.pilot.answering import Compared, Desk
 from normadapt.pilot.arms import Arms, Request, read_request
 from normadapt.pilot.keeper import Keeper, Occurrence
@@ -25,8 +27,6 @@ from normadapt.pilot.status import status
 from normadapt.pilot.trial import Trial
 from normadapt.pilot.verdict import Verdict
 from normadapt.pilot.watch import Watch
-from normadapt.policies import Policy
-from normadapt.layers.predictions import Predictions
 from normadapt.profiles.source_profile import SourceProfile
 from normadapt.store import Store
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.layers.predictions import Predictions, class_probabilities
 from normadapt.pilot.guards import (
     ClassConcentration,
     ConfidenceCollapse,
@@ -28,7 +29,6 @@ from normadapt.pilot.guards import (
     VarianceRatio,
 )
 from normadapt.pilot.rows import bad_rows, count_rows, tensors
-from normadapt.layers.predictions import Predictions, class_probabilities
 
 Signals = dict[str, list[float]]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normadapt.layers.batches import batch_length, split_item
 from normadapt.errors import SpecError
+from normadapt.layers.batches import batch_length, split_item
+from normadapt.layers.predictions import Predictions
 from normadapt.pilot.faults import Injector
 from normadapt.pilot.pilot import Pilot
 from normadapt.pilot.signals import answers
-from normadapt.layers.predictions import Predictions
 from normadapt.specs import resplit, split_targets
 
 LATE = 160

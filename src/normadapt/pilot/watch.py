@@ -14,14 +14,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.adapted.settings import DEFAULT_STREAM
 from normadapt.errors import PlanError
+from normadapt.layers.predictions import Predictions
 from normadapt.pilot.guard_state import GuardState
 from normadapt.pilot.guard_tables import guard_from_table, guard_to_table
 from normadapt.pilot.guards import Guard, LabelledError, Latency, NonFinite, VarianceRatio
 from normadapt.pilot.judges import Rows
 from normadapt.pilot.signals import Signals, signals, variance_ratio
-from normadapt.layers.predictions import Predictions
-from normadapt.adapted.settings import DEFAULT_STREAM
 
 _STREAMS = 1000  # whose items are counted, for when to look at their statistics again
 

@@ -105,7 +105,7 @@ def measure_scatter(
     means = y.new_zeros(len(count), 2 * channels)
     means.index_add_(0, labels[known], y[known])
     means /= count.clamp_min(1).unsqueeze(1)
-    if classes == 0 or number > n / 4 or not bool(known.all()):  # too few of each class to tell: halves
+    if classes == 0 or number > n / (2 if from_stream else 4) or not bool(known.all()):  # too few of each class to tell: halves
         within = between = ((y - y.mean(0)) / (2 * max(n, 1)) ** 0.5).T
         told, counts, noise = y.new_zeros(0, 2 * channels), y.new_zeros(0), 0.0
     else:

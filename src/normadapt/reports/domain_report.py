@@ -37,8 +37,13 @@ class DomainReport:
     is_present: bool = False
 
     def __str__(self) -> str:
-        like = f", like {' and '.join(self.resembles)}" if self.resembles else ""
-        return f"{self.name}: {self.look or 'not described'}{like}; {self.seen:,} seen; shift {self.shift:.2f}; {self.surety}"
+        return f"{self.name}: {self.words}; {self.seen:,} seen; shift {self.shift:.2f}; {self.surety}"
+
+    @property
+    def words(self) -> str:
+        """What its inputs look like: "contrast 0.4 of source, brighter, like low contrast, bright 0.5"."""
+        like = f"like {' and '.join(self.resembles)}" if self.resembles else ""
+        return ", ".join(part for part in (self.look, like) if part) or "not described"
 
     @property
     def surety(self) -> str:

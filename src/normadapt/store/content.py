@@ -15,14 +15,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from normadapt.adapted import persistence
 from normadapt.adapted._adapt import AdaptedModel
+from normadapt.adapted.trees import rebuild, text
 from normadapt.errors import SnapshotError, StoreError
 from normadapt.layers.sites import Fingerprint
-from normadapt.adapted.trees import rebuild, text
 from normadapt.store.records import canonical
 from normadapt.version import __version__
 
-FORMAT = "normadapt-snapshot-1"
+FORMAT = "normadapt-snapshot-2"
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -41,8 +42,12 @@ def header_of(adapted: AdaptedModel, state: Mapping[str, Tensor]) -> dict[str, A
     """Whose state it is: model, policy, sites, streams, version.
 
     Raises:
-        SnapshotError: If it is not what `AdaptedModel.snapshot` gives.
+        SnapshotError: If it is not what `AdaptedModel.snapshot` gives, or what a former version gave.
     """
+    if "format#" not in state or int(state["format#"]) != persistence.FORMAT:
+        raise SnapshotError(
+            "the state is of another version of normadapt, or no snapshot -> give what AdaptedModel.snapshot() gives"
+        )
     return {
         "format": FORMAT,
         "version": __version__,
@@ -98,25 +103,30 @@ def identity_of(adapted: AdaptedModel) -> dict[str, Any]:
 def encode(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
     """The bytes of a safetensors file: the same for the same state, on every machine and in every version.
 
-    Written here because the library takes 20 microseconds for each of a thousand small tensors, and does not promise
-    the order of what it writes. All tensors of a dtype are put together first.
+    Written here because the library takes 20 microseconds for each of some thousand small tensors, and does not promise
+    the order of what it writes.
     """
-    order = sorted(state, key=lambda key: (-state[key].element_size(), str(state[key].dtype), key))
+    by_dtype: dict[torch.dtype, list[str]] = {}
+    for key in sorted(state):
+        by_dtype.setdefault(state[key].dtype, []).append(key)
     entries: dict[str, Any] = {"__metadata__": {"normadapt": canonical(header)}}
-    together: dict[torch.dtype, list[Tensor]] = {}
+    data: list[bytes] = []
     end = 0
-    for key in order:
-        value = state[key].detach()
-        if value.dtype not in _DTYPES:
+    for dtype in sorted(by_dtype, key=lambda dtype: (-dtype.itemsize, str(dtype))):  # so that all are aligned
+        if dtype not in _DTYPES:
             raise SnapshotError(
-                f"a snapshot cannot hold {value.dtype} at {key!r}; it can hold {', '.join(_DTYPES.values())}"
+                f"a snapshot cannot hold {dtype} at {by_dtype[dtype][0]!r}; it can hold {', '.join(_DTYPES.values())}"
             )
-        start, end = end, end + value.numel() * value.element_size()
-        entries[key] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-        together.setdefault(value.dtype, []).append(value.cpu().reshape(-1))
+        name = _DTYPES[dtype]
+        for key in by_dtype[dtype]:
+            value = state[key].detach().cpu()
+            if dtype is torch.bfloat16:  # numpy has no such type
+                value = value.view(torch.int16)
+            data.append(value.numpy().tobytes())
+            start, end = end, end + len(data[-1])
+            entries[key] = {"dtype": name, "shape": list(value.shape), "data_offsets": [start, end]}
     head = json.dumps(entries, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    data = [torch.cat(values).view(torch.uint8).numpy().tobytes() for values in together.values()]
     return b"".join([len(head).to_bytes(8, "little"), head, *data])
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from normadapt.errors import StoreError
 
 _APPLICATION = 0x6E61_7374  # "nast", in the file's header: tells our files from other programs'
-_VERSION = 1
+VERSION = 2
+"""Of the store and its snapshots. 1 held states of a rule that is gone."""
 
 TRIGGERS = {
     "events_are_not_changed": "CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events "
@@ -43,16 +44,20 @@ def is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the tables are there; False for an empty file.
 
     Raises:
-        StoreError: If the file is another program's, or a later version's.
+        StoreError: If the file is another program's, or of another format.
     """
     # in this order: another process may make the tables, and our mark with them, between one line and the next
     tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application == _APPLICATION and version == _VERSION:
+    if application == _APPLICATION and version == VERSION:
         return True
     if application == _APPLICATION:
-        raise StoreError(f"{path} has format {version}; this version reads {_VERSION} -> use the one that wrote it")
+        older = ", of a rule that is gone" if version < VERSION else ""
+        remedy = "name another folder for a new store, or use" if older else "use"
+        raise StoreError(
+            f"{path} has format {version}{older}; this version reads {VERSION} -> {remedy} the version that wrote it"
+        )
     if application or tables:
         raise StoreError(f"{path} is another program's database -> name another folder for the store")
     return False
@@ -64,7 +69,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     connection.execute("INSERT INTO pointer VALUES (1, NULL, 0)")
     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def into_wal(connection: sqlite3.Connection, path: Path, timeout: float) -> None:

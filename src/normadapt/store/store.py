@@ -29,6 +29,7 @@ from normadapt.store.ledger import (
 from normadapt.store.log import append
 from normadapt.store.notes import Notes
 from normadapt.store.records import Snapshot, Verification
+from normadapt.store.schema import VERSION
 from normadapt.store.verification import verify
 
 
@@ -95,7 +96,7 @@ class Store(Notes):
 
     @staticmethod
     def _born(connection: sqlite3.Connection) -> None:
-        append(connection, "created", {"format": 1})
+        append(connection, "created", {"format": VERSION})
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ def observed_shifts(
     The mean square of the window's mean is high by its variance, which is added back: W/N + B f.
     """
     scatter = prior.location_within / count + prior.location_between * shares.unsqueeze(1)
-    variance = second - mean * mean + scatter * reference.variance
+    variance = (second - mean * mean) / (1 - scatter.clamp(max=0.5))
     variance = torch.maximum(variance, _SMALLEST * reference.variance)
     location = ((mean - reference.mean) / reference.variance.sqrt()).expand_as(variance)
     return torch.cat((location, 0.5 * torch.log(variance / reference.variance)), 1)
