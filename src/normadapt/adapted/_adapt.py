@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapted import reporting
-from normadapt.layers.batches import batch_length, check_loader, check_model, moved_item, split_item
-from normadapt.profiles.rehearsals import Rehearsal
-from normadapt.errors import NormadaptError, SnapshotError, UnsupportedLayerError
-from normadapt.adapted.forward import Answered, answer
-from normadapt.adapted.start import Start
-from normadapt.layers.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
-from normadapt.adapted.observation import Observation, Observer, Observers, Seen
 from normadapt.adapted.domain_reports import domain_reports
+from normadapt.adapted.forward import answer
+from normadapt.adapted.observation import Observation, Observer, Observers, Seen
+from normadapt.adapted.persistence import read_snapshot, take_snapshot
 from normadapt.adapted.rule import Domains, Memory
+from normadapt.adapted.settings import DEFAULT_STREAM, current, use
+from normadapt.adapted.start import Start
+from normadapt.adapted.streams import PER_INSTANCE, Stream, install, new_stream
+from normadapt.adapted.trees import map_tensors
 from normadapt.domains.bank import Bank, Domain
-from normadapt.reports.domain_report import DomainReport
+from normadapt.errors import NormadaptError, SnapshotError, UnsupportedLayerError
+from normadapt.layers.batches import batch_length, check_loader, check_model, moved_item, split_item
+from normadapt.layers.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.layers.policy import Policy, Source
 from normadapt.layers.predictions import Predictions
-from normadapt.profiles.source_profile import SourceProfile
-from normadapt.reports.report import Report
-from normadapt.adapted.persistence import read_snapshot, take_snapshot
-from normadapt.adapted.settings import DEFAULT_STREAM, current, use
 from normadapt.layers.sites import Fingerprint, Site, fingerprint
-from normadapt.adapted.trees import map_tensors
-from normadapt.adapted.streams import PER_INSTANCE, Stream, install, new_stream
+from normadapt.profiles.rehearsals import Rehearsal
+from normadapt.profiles.source_profile import SourceProfile
+from normadapt.reports.domain_report import DomainReport
+from normadapt.reports.report import Report
 
 
 class Held(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from normadapt.adapted.rule import Memory
 from normadapt.domains.bank import Domain
 from normadapt.domains.words import look_in_words, resembled

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from normadapt.errors import SnapshotError
-from normadapt.layers.policy import NO_DIAGNOSTICS
-from normadapt.layers.hooks import SiteHook, are_profiled
-from normadapt.layers.sites import Fingerprint
-from normadapt.adapted.trees import flatten, rebuild, text
 from normadapt.adapted.streams import Record, Stream
+from normadapt.adapted.trees import flatten, rebuild, text
+from normadapt.errors import SnapshotError
+from normadapt.layers.hooks import SiteHook, are_profiled
+from normadapt.layers.policy import NO_DIAGNOSTICS
+from normadapt.layers.sites import Fingerprint
 
 FORMAT = 2
 """Raised whenever an older state can no longer be read."""

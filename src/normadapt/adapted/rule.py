@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ from normadapt.layers.moments import Evidence, InstanceMoments
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
 from normadapt.profiles.rehearse import grouped, standardized
 from normadapt.profiles.source_profile import SiteProfile, SourceProfile
-from normadapt.types import Buffers
 from normadapt.weights.matrix import Reading, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
@@ -72,7 +72,7 @@ class Memory(NamedTuple):
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)
-_WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE)
+_WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, (_NONE, _NONE))
 _ANSWERS = ClassDraws(0.0, _NONE, 0.0, 0.0, 0.0, _NONE)
 _DOMAIN = Domain(0, "", 0.0, 0.0, 0.0, _NONE, _NONE, 0.0, _NONE, 0.0, _ANSWERS, Each((_WINDOW,)))
 _MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0))
@@ -169,6 +169,7 @@ class Domains(Policy):
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
         """At the first site recognize the batch's domains; at each, add to their windows and weigh these."""
         batch: Batch | None = evidence.upstream
+        first = batch is None
         if batch is None:
             if source.profile is None and evidence.memory is None:
                 return state, Statistics(ready=source.original, status="starting")
@@ -181,7 +182,8 @@ class Domains(Policy):
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
         statistics = self._statistics(used, batch, source, evidence.count)
-        return state, statistics._replace(carry=batch)
+        behind = None if batch.looks or not first else partial(self._settled, batch)
+        return state, statistics._replace(carry=batch, behind=behind)
 
     # -- recognize -----------------------------------------------------------------------------------------------
 
@@ -220,6 +222,7 @@ class Domains(Policy):
             credit = domain.credit + count * min(1.0, _LOOKED_AT / max(domain.count, 1.0))
             if credit >= count > 0:
                 looks, credit = True, credit - count
+            looks = looks or not domain.windows
             bank = bank.with_domain(domain._replace(credit=credit))
             groups.append(Group(number, _rows(mine), _rows(admitted), count))
         batch = Batch(profile, memory._replace(bank=bank), groups, evidence.count, looks)
@@ -289,6 +292,12 @@ class Domains(Policy):
             batch.windows[key] = window
         return window
 
+    def _settled(self, batch: Batch, source: Source, rows: int) -> Statistics:
+        """What a site behind the first normalizes with when it is not looked at."""
+        if source.name not in batch.profile.sites or rows % batch.count:
+            return Statistics(carry=batch)
+        return self._statistics([batch.window(group.number, source) for group in batch.groups], batch, source, rows)
+
     def _weighed(self, window: Window, batch: Batch, number: int, site: SiteProfile, source: Source) -> Window:
         reading, draws = batch.readings[number], batch.memory.draws
         squares = 0.0
@@ -310,7 +319,7 @@ class Domains(Policy):
             self.weights,
         )
         ready = site.reference.buffers(self.max_weight * found.shift, source)
-        return Window(window.count, window.sums, window.count, *found, *ready)
+        return Window(window.count, window.sums, window.count, *found, ready)
 
     def _statistics(self, used: Sequence[Window], batch: Batch, source: Source, rows: int) -> Statistics:
         """What a site normalizes with: its domain's statistics, or each instance its own domain's."""
@@ -319,16 +328,16 @@ class Domains(Policy):
         site = on_device(batch.profile, source.mean.device)[source.name]
         told = None if now.weighed == 0 else Told(now, site, source)
         if len(used) == 1:
-            return Statistics(ready=_ready(used[0], source), diagnostics=told, status=status)
+            return Statistics(ready=used[0].ready, diagnostics=told, status=status)
         mean = torch.empty(batch.count, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
         variance = torch.empty_like(mean)
         for group, window in zip(batch.groups, used, strict=True):
             chosen = slice(None) if group.rows is None else group.rows.to(mean.device)
-            mean[chosen], variance[chosen] = window.mean.double(), window.variance.double()
+            mean[chosen], variance[chosen] = window.ready[0].double(), window.ready[1].double()
         parts = rows // batch.count  # of an instance, such as views
         if parts > 1:
             mean, variance = mean.repeat_interleave(parts, 0), variance.repeat_interleave(parts, 0)
-        return Statistics(ready=_ready(now, source), instances=(mean, variance), diagnostics=told, status=status)
+        return Statistics(ready=now.ready, instances=(mean, variance), diagnostics=told, status=status)
 
     # -- after the answer ----------------------------------------------------------------------------------------
 
@@ -374,10 +383,6 @@ def _instances_in(evidence: Evidence) -> int | None:
     return length if evidence.kept is None else None
 
 
-def _ready(window: Window, source: Source) -> Buffers:
-    """Statistics of a window in the layer's dtype, which may have been cast since it was weighed."""
-    like = source.original[0]
-    return window.ready if window.mean.dtype == like.dtype else (window.mean.to(like), window.variance.to(like))
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:

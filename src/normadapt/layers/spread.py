@@ -15,9 +15,6 @@ from torch import Tensor
 from normadapt.types import LocationScale, Pair, PerChannel
 
 
-
-
-
 class Spread(NamedTuple):
     """Variance of one instance's location and half-log-variance, and the traces for tests on a whole layer.
 
