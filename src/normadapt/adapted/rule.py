@@ -364,7 +364,7 @@ class Domains(Policy):
             p = probabilities.detach().cpu().double()
             finite = p.isfinite().all(1)
             for group in batch.groups:
-                rows = torch.arange(len(p)) if group.rows is None else group.rows
+                rows = torch.arange(len(p)) if group.admitted is None else group.admitted
                 mine = p[rows[finite[rows]]]
                 if len(mine) and mine.shape[1] == profile.class_frequencies.numel():
                     domain = bank.domain(group.number)
