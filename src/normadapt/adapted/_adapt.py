@@ -348,7 +348,8 @@ class AdaptedModel(nn.Module):
             records = stream.records
             if domain is not None:
                 windows = self._domain(stream, domain).windows
-                records = [r._replace(buffers=w.ready) for r, w in zip(records, windows, strict=True)] if windows else records
+                own = [w.ready for w in windows] or [hook.source.original for hook in self._hooks]
+                records = [r._replace(buffers=buffers) for r, buffers in zip(records, own, strict=True)]
             layers = 0 if domain is not None else sum(record.status.endswith(PER_INSTANCE) for record in records)
             if layers:
                 warnings.warn(
@@ -414,12 +415,14 @@ class AdaptedModel(nn.Module):
             self._streams[name] = stream._replace(memory=memory)
 
     def _domain(self, stream: Stream, domain: int | str) -> Domain:
-        known = stream.memory.bank.domains if isinstance(stream.memory, Memory) else ()
-        for found in known:
-            if domain == found.number or (isinstance(domain, str) and domain and domain == found.name):
-                return found  # type: ignore[no-any-return]
-        names = ", ".join(repr(found.name) if found.name else str(found.number) for found in known)
-        raise KeyError(f"no domain {domain!r} in this stream; there are {names or 'none'}")
+        names: list[str] = []
+        if isinstance(stream.memory, Memory):
+            bank = stream.memory.bank
+            for found in bank.domains:
+                if domain in (found.number, bank.name_of(found)):
+                    return found
+            names = [repr(bank.name_of(found)) for found in bank.domains]
+        raise KeyError(f"no domain {domain!r} in this stream; there are {', '.join(names) or 'none'}")
 
     def _known(self, stream: Stream) -> SourceProfile | None:
         """What is known of the source: the profile, or what the stream itself was rehearsed on."""
@@ -504,7 +507,7 @@ def _learned(stream: Stream, start: Start) -> Stream:
 
 
 def _named(bank: Bank, found: Domain, name: str) -> Bank:
-    if any(other.name == name and other.number != found.number for other in bank.domains):
+    if any(bank.name_of(other) == name and other.number != found.number for other in bank.domains):
         raise ValueError(f"another domain of this stream is named {name!r}")
     return bank.with_domain(found._replace(name=name))
 

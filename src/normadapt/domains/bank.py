@@ -101,6 +101,10 @@ class Bank(NamedTuple):
         """The domain of that number."""
         return next(domain for domain in self.domains if domain.number == number)
 
+    def name_of(self, domain: Domain) -> str:
+        """What a user gave it for a name; else what it is."""
+        return domain.name or ("source" if self.has_source and domain.number == 0 else f"domain {domain.number}")
+
     def with_domain(self, domain: Domain) -> Bank:
         """The same bank with a domain in place of the one of its number."""
         return self._replace(domains=tuple(domain if d.number == domain.number else d for d in self.domains))
