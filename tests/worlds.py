@@ -92,3 +92,8 @@ def answers(model: nn.Module, x: Tensor, n: int) -> Tensor:
 def right(model: nn.Module, x: Tensor, labels: Tensor, n: int) -> float:
     """Share of right answers to a stream in batches of n."""
     return float((answers(model, x, n).argmax(1) == labels).float().mean())
+
+
+LABELS = draws(192, 5)
+X = images(LABELS, 5)
+"""A stream of clean images, as far as tests need one."""

@@ -9,11 +9,9 @@ import torch
 
 import normadapt as na
 from models import CASES, Views, calibrate, same
-from worlds import CLASSES, SHIFTS, adapted_model, answers, draws, images, profile, right, trained
+from worlds import CLASSES, LABELS, SHIFTS, X, adapted_model, answers, draws, images, profile, right, trained
 
 SIZES = (1, 4, 16, 64)
-LABELS = draws(192, 5)
-X = images(LABELS, 5)
 
 
 def accuracy_of_source(x, labels):
