@@ -10,8 +10,8 @@ import normadapt as na
 from models import NET
 from normadapt.asymptotics import edgeworth
 from normadapt.asymptotics.cumulants import Moments
-from normadapt.reports.confidence import risk_parts, weight_interval
 from normadapt.layers.policy import Diagnostics
+from normadapt.reports.confidence import risk_parts, weight_interval
 
 CHANNELS = 3
 

@@ -9,7 +9,7 @@ import torch
 
 import normadapt as na
 from models import CASES, Views, calibrate, same
-from worlds import CLASSES, LABELS, SHIFTS, X, adapted_model, answers, draws, images, profile, right, trained
+from worlds import CLASSES, LABELS, SHIFTS, X, adapted_model, answers, draws, images, right, trained
 
 SIZES = (1, 4, 16, 64)
 
@@ -298,7 +298,7 @@ def test_streams_in_threads_keep_their_domains_apart():
             for batch in kinds[name](X[:64]).split(8):
                 with adapted.stream(name), torch.no_grad():
                     adapted(batch)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in kinds]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normadapt as na
-from models import CASES, NET, calibrate, same
+from models import CASES, same
 from normadapt.baselines import EMA, BatchStatistics, SchneiderPrior, Source
 
 

@@ -36,7 +36,7 @@ def test_each_instance_is_described_by_itself_and_every_number_has_a_name(shape)
 @pytest.mark.parametrize("value", [-1.5, 0.0, 2.0])
 def test_one_grey(shape, value):
     found = told(torch.full(shape, value))
-    flat = {name: 0.0 for name in found} | {"mean": value, "at maximum": 1.0, "at minimum": 1.0, "tails": math.log(0.1)}
+    flat = dict.fromkeys(found, 0.0) | {"mean": value, "at maximum": 1.0, "at minimum": 1.0, "tails": math.log(0.1)}
     energies = {"contrast", "edges across", "edges down", "grain across", "grain down", "large scale"}
     flat |= dict.fromkeys(energies & found.keys(), NOTHING)
     for name, number in found.items():

@@ -42,7 +42,9 @@ def test_new_inputs_lie_where_their_domain_does():
 
 def test_natural_scatter_is_one_and_directions_do_not_depend_on_units():
     places = measured(ridge=1e-9).places
-    pooled = torch.stack([places.of(f).T.cov() for f in (features(300, 0), *(features(300, 0, m) for m in MOVES))]).mean(0)
+    pooled = torch.stack(
+        [places.of(f).T.cov() for f in (features(300, 0), *(features(300, 0, m) for m in MOVES))]
+    ).mean(0)
     torch.testing.assert_close(pooled, torch.eye(8, dtype=torch.float64), rtol=0, atol=0.02)
     scale = torch.logspace(-2, 2, 8, dtype=torch.float64)
     moved = [features(300, 0, move) * scale - 7 for move in MOVES]
@@ -65,9 +67,7 @@ def test_where_the_classes_lie_by_hand():
     labels = torch.arange(300) % 3
     found = measured(labels)
     own = found.own - found.own.mean(0)
-    expected = sum(
-        float(PI[k]) * torch.outer(own[labels == k].mean(0), own[labels == k].mean(0)) for k in range(3)
-    )
+    expected = sum(float(PI[k]) * torch.outer(own[labels == k].mean(0), own[labels == k].mean(0)) for k in range(3))
     torch.testing.assert_close(found.places.classes, expected)
 
 

@@ -12,7 +12,7 @@ from normadapt.pilot.rehearsal import Step
 from normadapt.pilot.story import EXPECTED
 from normadapt.store import Store
 
-SMALL = Size(1000, ((0.25, 100), (0.5, 150)), 300, ("inverted", "frozen", "nan", "constant"))
+SMALL = Size(1000, ((0.25, 100), (0.5, 150)), 300, ("drift", "frozen", "nan", "constant", "inverted"))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_every_step_goes_as_expected(result):
     assert result.ok
     names = [step.name for step in result.steps]
     assert names[:5] == ["shadow", "canary 25%", "canary 50%", "full", "restart"]
-    assert names[-5:] == ["fault: constant", "constant goes on", "repaired", "promote", "verify"]
+    assert names[-5:] == ["fault: inverted", "inverted goes on", "repaired", "promote", "verify"]
     assert [step.at for step in result.steps] == sorted(step.at for step in result.steps)
 
 
@@ -66,8 +66,21 @@ def test_faults_that_nobody_sees_are_told_as_gaps(result):
     if not frozen.facts["caught"]:
         assert frozen.gap
     (constant,) = named(result, "fault: constant")
-    assert not constant.gap
-    assert constant.facts["snapshot"] > 0
+    if not constant.facts["caught"]:
+        assert constant.gap
+        assert "statistics as before" in constant.got
+    (inverted,) = named(result, "fault: inverted")
+    assert not inverted.gap
+    assert inverted.facts["snapshot"] > 0
+
+
+def test_statistics_that_follow_frames_without_a_picture_fail_the_drill(tmp_path, monkeypatch):
+    statistics = iter({"mean": torch.tensor(float(place))} for place in range(100))
+    monkeypatch.setattr(drill.Story, "_statistics", lambda _: next(statistics))
+    failed = run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("constant", "inverted")))
+    (constant,) = named(failed, "fault: constant")
+    assert not constant.ok
+    assert "statistics CHANGED" in constant.got
 
 
 def test_what_no_model_can_answer_rolls_nothing_back(result):
@@ -88,9 +101,9 @@ def test_a_guard_that_is_asleep_fails_the_drill(tmp_path, monkeypatch):
     from normadapt.pilot.watch import Watch
 
     monkeypatch.setattr(Watch, "update", lambda self, rows: None)
-    failed = run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("constant",)))
+    failed = run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("inverted",)))
     assert not failed.ok
-    assert next(step.name for step in failed.steps if not step.ok) == "fault: constant"
+    assert next(step.name for step in failed.steps if not step.ok) == "fault: inverted"
 
 
 def test_a_fault_that_goes_on_shows_the_same_frame_as_before_the_first_trip(tmp_path, monkeypatch):
@@ -104,10 +117,10 @@ def test_a_fault_that_goes_on_shows_the_same_frame_as_before_the_first_trip(tmp_
         return outcome
 
     monkeypatch.setattr(drill.Story, "send", record)
-    run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("constant",)))
-    before, after = shown["fault: constant"], shown["it goes on"]
+    run_drill(tmp_path / "store", seed=1, size=Size(1000, ((0.5, 100),), 50, ("inverted",)))
+    before, after = shown["fault: inverted"], shown["it goes on"]
     assert all(torch.equal(frame, before[0]) for frame in before + after)
-    assert float(before[0].flatten()[0]) != 1.5  # its level is the first faulty batch's, not the probe's
+    assert float(before[0].flatten()[0]) != 3.0  # its range is the first faulty batch's, not the probe's
 
 
 def test_a_trial_that_does_not_move_on_ends_the_drill(tmp_path, monkeypatch):
@@ -140,16 +153,16 @@ def going_on_with(monkeypatch, tmp_path, change):
     monkeypatch.setattr(story, "_GOES_ON", 1600)  # the cool-down takes 960 of them
     monkeypatch.setattr(drill.Story, "second_trip", changed)
     result = run_drill(
-        tmp_path / "store", seed=1, size=Size(1000, ((0.2, 60), (0.3, 60), (0.4, 60), (0.5, 60)), 50, ("constant",))
+        tmp_path / "store", seed=1, size=Size(1000, ((0.2, 60), (0.3, 60), (0.4, 60), (0.5, 60)), 50, ("inverted",))
     )
-    (step,) = named(result, "constant goes on")
+    (step,) = named(result, "inverted goes on")
     return step, result
 
 
 def test_frames_that_the_canary_answers_as_the_source_does_are_a_gap(tmp_path, monkeypatch):
     step, result = going_on_with(monkeypatch, tmp_path, lambda inputs: torch.full_like(inputs, 1.0))
     assert (step.ok, step.gap, step.facts["images"]) == (True, True, 1600)
-    assert [s.name for s in result.steps[result.steps.index(step) :]] == ["constant goes on", "verify"]
+    assert [s.name for s in result.steps[result.steps.index(step) :]] == ["inverted goes on", "verify"]
     assert result.ok
 
 

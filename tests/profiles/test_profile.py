@@ -91,7 +91,10 @@ def test_the_split_does_not_matter_where_no_statistics_are_kept(size):
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x = NET.source(150)
-    halves = {"rehearsals": {}, "predictions": lambda y: torch.full((len(y), 2), 0.5)}  # answers depend on the batch; classes must not
+    halves = {
+        "rehearsals": {},
+        "predictions": lambda y: torch.full((len(y), 2), 0.5),
+    }  # answers depend on the batch; classes must not
     agree(na.profile_source(model, x.split(size), **halves), na.profile_source(model, [x], **halves))
 
 
@@ -111,7 +114,11 @@ def test_loader_items_of_every_kind():
 def test_count_classes_and_progress():
     x, told = NET.source(90), []
     profile = na.profile_source(
-        NET.model(), x.split(40), rehearsals={"dim": lambda x: 0.5 * x}, progress=told.append, settings=ProfileSettings(64)
+        NET.model(),
+        x.split(40),
+        rehearsals={"dim": lambda x: 0.5 * x},
+        progress=told.append,
+        settings=ProfileSettings(64),
     )
     with torch.no_grad():
         frequencies = NET.model()(x).softmax(1).double().mean(0)
@@ -227,7 +234,9 @@ def test_instances_that_are_not_finite_are_left_out_counted_and_change_nothing()
 
 def test_a_file_of_the_version_before_is_refused_with_the_remedy(tmp_path):
     save_file({"1|mean": torch.zeros(6)}, tmp_path / "old", metadata={"format": "normadapt source profile 1"})
-    with pytest.raises(ProfileMismatchError, match=r"got 'normadapt source profile 1'\n  -> measure one .*profile_source"):
+    with pytest.raises(
+        ProfileMismatchError, match=r"got 'normadapt source profile 1'\n  -> measure one .*profile_source"
+    ):
         na.SourceProfile.load(tmp_path / "old")
 
 
@@ -283,7 +292,9 @@ def test_rows_that_are_folded_into_the_batch_are_measured_by_instance():
     with torch.no_grad():
         seen = views.body[0](x.flatten(0, 1)).double().unflatten(0, (40, 4)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(site.mean, seen.mean((0, 2)), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(site.variance, seen.transpose(0, 1).flatten(1).var(1, correction=0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        site.variance, seen.transpose(0, 1).flatten(1).var(1, correction=0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_where_the_output_gives_no_classes_clusters_of_features_stand_for_them():

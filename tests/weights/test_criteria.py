@@ -7,10 +7,10 @@ import normadapt as na
 from models import CASES, NET
 from normadapt.asymptotics import m_estimation
 from normadapt.asymptotics.safety import tail_safe
+from normadapt.layers.moments import gather_evidence
 from normadapt.layers.policy import standardize
 from normadapt.weights.criteria import for_output, for_tail
 from normadapt.weights.robust import with_huber_location
-from normadapt.layers.moments import gather_evidence
 
 
 def batch(values):

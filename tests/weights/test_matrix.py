@@ -62,7 +62,10 @@ def dense(mean, second, count, prior, reading, no_shift, settings):
     readings = [(torch.zeros(6, dtype=FLAT), 0.0, 1.0, 1.0)]
     if reading.classes is not None:
         foretold = reading.classes @ FACTORS["classes"]
-        readings = [(readings[0][0], 0.0, 1.0, 1 - settings.believed), (foretold, reading.squares, 0.1, settings.believed)]
+        readings = [
+            (readings[0][0], 0.0, 1.0, 1 - settings.believed),
+            (foretold, reading.squares, 0.1, settings.believed),
+        ]
     logs, shifts = [], []
     for f, log_f in zip(*shares_of(count, reading.draws, settings), strict=True):
         variance = second - mean**2 + (W.diagonal()[:3] / count + B.diagonal()[:3] * f)
@@ -106,11 +109,20 @@ def test_few_leading_directions_are_nearly_as_good_as_all():
     errors = {"full": 0.0, "few": 0.0, "observed": 0.0}
     for seed in range(20):
         truth = factors["shifts"].T @ randn(6, seed=200 + seed) / 6**0.5
-        noise = (factors["within"] @ randn(203, seed=300 + seed)) / 30**0.5 + 0.2 * factors["between"] @ randn(7, seed=400 + seed)
+        noise = (factors["within"] @ randn(203, seed=300 + seed)) / 30**0.5 + 0.2 * factors["between"] @ randn(
+            7, seed=400 + seed
+        )
         mean, scale = (truth + noise).view(2, -1)
         for name, prior in (("full", full), ("few", few)):
             found = weigh(
-                mean, mean**2 + (2 * scale).exp(), 30.0, prior, unit_reference(channels), Reading(0.04), 0.3, WeightSettings()
+                mean,
+                mean**2 + (2 * scale).exp(),
+                30.0,
+                prior,
+                unit_reference(channels),
+                Reading(0.04),
+                0.3,
+                WeightSettings(),
             )
             errors[name] += float((found.shift - truth).square().sum())
         errors["observed"] += float((found.observed - truth).square().sum())
@@ -163,7 +175,10 @@ def test_noise_is_hardly_followed():
     for seed in range(40):
         mean, second = drawn(W / count + 0.1 * B, count, 100 + seed)
         found = weigh(mean, second, count, prior, unit_reference(CHANNELS), Reading(0.1), 0.3, WeightSettings())
-        followed, observed = followed + float(found.shift.square().sum()), observed + float(found.observed.square().sum())
+        followed, observed = (
+            followed + float(found.shift.square().sum()),
+            observed + float(found.observed.square().sum()),
+        )
     assert followed < 0.15 * observed
 
 
@@ -209,7 +224,8 @@ def test_certain_of_no_shift_little_evidence_moves_nothing_and_much_does():
     prior, (mean, second) = made(CHANNELS, **ALIKE), window(2, 0.2)
     sure = WeightSettings().source_is_source
     little, much = (
-        weigh(mean, second, n, prior, unit_reference(CHANNELS), Reading(1 / n), sure, WeightSettings()) for n in (2.0, 4e4)
+        weigh(mean, second, n, prior, unit_reference(CHANNELS), Reading(1 / n), sure, WeightSettings())
+        for n in (2.0, 4e4)
     )
     assert float(little.no_shift) > 0.99
     assert float(little.shift.norm()) < 0.01 * float(little.observed.norm())

@@ -234,7 +234,9 @@ class AdaptedModel(nn.Module):
             NormadaptError: If there is a source profile, or the loader yields fewer than 16 finite instances.
         """
         if self._profiled or not isinstance(self.policy, Domains):
-            raise NormadaptError("rehearse() is for Domains without a source profile -> adapt(model), then rehearse(loader)")
+            raise NormadaptError(
+                "rehearse() is for Domains without a source profile -> adapt(model), then rehearse(loader)"
+            )
         check_loader(loader, "rehearse()")
         given = list(loader)
         items = [moved_item(split_item(item), self.model) for item in given]
@@ -588,7 +590,11 @@ def adapt(
         raise TypeError(f"policy must be a normadapt.Policy with a step of its own; got {policy!r}")
     check_model(model, "adapt()")
     if profile is not None and not isinstance(profile, SourceProfile):
-        hint = "pass a policy by name: policy=..." if isinstance(profile, Policy) else "read a file with SourceProfile.load"
+        hint = (
+            "pass a policy by name: policy=..."
+            if isinstance(profile, Policy)
+            else "read a file with SourceProfile.load"
+        )
         raise TypeError(f"adapt() needs a SourceProfile as profile, got {type(profile).__name__} -> {hint}")
     if any(isinstance(module, AdaptedModel) for module in model.modules()):
         raise UnsupportedLayerError(

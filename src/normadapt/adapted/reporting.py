@@ -15,7 +15,12 @@ from normadapt.reports.report import Interval, Report, SiteReport
 
 
 def describe(
-    model_name: str, policy: Policy, stream: str, adapting: bool, hooks: list[SiteHook], records: list[Record],
+    model_name: str,
+    policy: Policy,
+    stream: str,
+    adapting: bool,
+    hooks: list[SiteHook],
+    records: list[Record],
     domains: tuple[DomainReport, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Report:

@@ -26,7 +26,9 @@ from normadapt.weights.matrix import Reading, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
 _YOUNG = 64.0  # instances: a window below counts the present batch before the batch is answered
-_LOOKED_AT = 256.0  # instances: of those in an older domain this many in every e-fold are looked at behind the first site
+_LOOKED_AT = (
+    256.0  # instances: of those in an older domain this many in every e-fold are looked at behind the first site
+)
 _GROWTH = 1.1  # a window is weighed again when it has grown by a tenth
 _LOUD = 1e4  # an instance with a mean square this many times the source variance at the first site is absurd
 _STILL = 1e-6  # variance, in source units, below which an input is one grey
@@ -134,7 +136,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Domains(Policy):
-    """Recognize which domain each instance is of, and normalize it by the statistics that its domain's evidence supports.
+    """Recognize which domain each instance is of, and normalize it by the statistics that its evidence supports.
 
     With a source profile the source is domain 0, and the other domains are found as they come. One setting serves every
     batch size and every stream.
@@ -152,8 +154,8 @@ class Domains(Policy):
         This project's own (docs/THEORY.md, section 8); its scalar case: Kimura (2025), arXiv 2505.16257.
     """
 
-    bank: BankSettings = BankSettings()
-    weights: WeightSettings = WeightSettings()
+    bank: BankSettings = field(default_factory=BankSettings)
+    weights: WeightSettings = field(default_factory=WeightSettings)
     max_weight: float = 1.0
 
     memory: ClassVar[Any] = _MEMORY
@@ -163,8 +165,8 @@ class Domains(Policy):
             raise ValueError(f"max_weight must lie in [0, 1]; got {self.max_weight!r}")
 
     def __repr__(self) -> str:
-        usual = type(self).__dataclass_fields__
-        changed = [f"{name}={getattr(self, name)!r}" for name, f in usual.items() if getattr(self, name) != f.default]
+        usual = {"bank": BankSettings(), "weights": WeightSettings(), "max_weight": 1.0}
+        changed = [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
         return f"Domains({', '.join(changed)})"
 
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
@@ -206,7 +208,11 @@ class Domains(Policy):
             now = now._replace(count=now.count + evidence.count, last=seen, look=look)
             bank = bank.with_domain(now)._replace(seen=seen)
             batch = Batch(
-                profile, memory._replace(bank=bank), [Group(now.number, None, None, evidence.count)], evidence.count, True
+                profile,
+                memory._replace(bank=bank),
+                [Group(now.number, None, None, evidence.count)],
+                evidence.count,
+                True,
             )
             batch.readings[now.number] = self._reading(now, memory.draws, profile)
             return batch
@@ -382,8 +388,6 @@ def _instances_in(evidence: Evidence) -> int | None:
     if length == 0 or every % length or every == length:
         return evidence.count
     return length if evidence.kept is None else None
-
-
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:

@@ -174,8 +174,8 @@ class Pass:
     def _buffers(self, hook: SiteHook, statistics: Statistics, in_use: Buffers) -> Buffers | None:
         if statistics.ready is not None:
             like = hook.source.original[0]
-            mean, variance = statistics.ready
-            return statistics.ready if mean.dtype == like.dtype else (mean.to(like), variance.to(like))
+            ready = statistics.ready
+            return ready if ready[0].dtype == like.dtype else (ready[0].to(like), ready[1].to(like))
         mean, variance = statistics.mean, statistics.variance
         if mean is None or variance is None:
             return in_use

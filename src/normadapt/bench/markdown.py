@@ -225,7 +225,7 @@ each shift in each stream: {length}. Instances of a domain come without replacem
 - **regret**: best accuracy of any rule in a cell, ours included, minus its own; the mean over cells and the largest.
 - **limit**: each domain's true statistics, measured layer by layer from all its instances. **ceiling**: the statistics
   of all instances of the domain that the stream has shown so far, the present batch included, with the domains' names
-  known; at its first few instances it can be below rules that lean on the source.
+  known. It takes nothing from the source: where a domain has shown few instances or few classes, rules can be above it.
 - **gain share**: the method's average minus Source's, over the limit's minus Source's; not given where that is below
   two points. **of ceiling**: the same over the ceiling's minus Source's.
 - **RDumb** begins anew every 1,000 batches: on shorter streams it is ETA.

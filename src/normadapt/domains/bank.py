@@ -250,7 +250,9 @@ class _Assigning:
             others = [d for i, d in enumerate(self.domains) if i != self.now and not self.is_source(d)]
             least = min(others, key=lambda d: (bool(d.name), d.count))  # what a user has named goes last
             self.domains.remove(least)
-        self.domains.append(_domain(self.born, self.seen, torch.from_numpy(place.copy()), weight, torch.from_numpy(look)))
+        self.domains.append(
+            _domain(self.born, self.seen, torch.from_numpy(place.copy()), weight, torch.from_numpy(look))
+        )
         self.born += 1
         self.now = len(self.domains) - 1
 

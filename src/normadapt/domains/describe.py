@@ -28,8 +28,9 @@ def names(channels: int, rank: int) -> tuple[str, ...]:
 def describe(x: Tensor) -> Tensor:
     """Named numbers (n, p) of inputs that are standardized by the source's own mean and deviation a channel.
 
-    Mean, contrast, energy of edges and of grain, large-scale contrast, slopes, skewness, tails, shares at the maximum and
-    at the minimum, averaged over the channels, and each channel's own level. Energies are half-logarithms of variances.
+    Mean, contrast, energy of edges and of grain, large-scale contrast, slopes, skewness, tails, shares at the maximum
+    and at the minimum, averaged over the channels, and each channel's own level. Energies are half-logarithms of
+    variances.
 
     Args:
         x: Features (n, c), signals (n, c, w), images (n, c, h, w) or volumes (n, c, d, h, w).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,11 @@ class Rehearsal:
     def add(self, name: str, expected: str, got: str, *, ok: bool, gap: bool = False, **facts: Any) -> None:
         """Note how a step went."""
         self.steps.append(Step(self._began, name, expected, got, ok, gap, facts))
+
+
+def are_all_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states have the same tensors, equal to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def are_equal(one: Tensor, other: Tensor) -> bool:

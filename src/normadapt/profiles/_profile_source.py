@@ -116,8 +116,8 @@ def profile_source(
     if profile.unlikeness > _UNLIKE:
         warnings.warn(
             f"the {profile.count} source inputs are unlike what the model was trained on: their moments lie "
-            f"{profile.unlikeness:.2f} source deviations from its running statistics, root mean square over layers; the "
-            "profile believes the running statistics, and helps all the same",
+            f"{profile.unlikeness:.2f} source deviations from its running statistics, root mean square over layers; "
+            "the profile believes the running statistics, and helps all the same",
             stacklevel=2,
         )
     return profile
@@ -278,7 +278,18 @@ class _Source:
         )
         settings = self._settings, PlaceSettings()
         return assemble(
-            hooks, identity, shown, scatters, base, met, own, inputs, clusters, self._excluded, settings, from_stream=False
+            hooks,
+            identity,
+            shown,
+            scatters,
+            base,
+            met,
+            own,
+            inputs,
+            clusters,
+            self._excluded,
+            settings,
+            from_stream=False,
         )[0]
 
     def _rehearse(

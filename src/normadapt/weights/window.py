@@ -49,7 +49,7 @@ class Window(NamedTuple):
 
 
 def sums_of(values: Tensor, source: Source) -> Tensor:
-    """First and second moments (2, C) of instances with these moments (2, n, C), summed; each with bounded influence."""
+    """First and second moments (2, C) of instances (2, n, C), summed; each with bounded influence."""
     mean, variance = values
     deviation = (source.variance + source.eps).sqrt()
     mean = torch.clamp(mean, source.mean - _BOUND * deviation, source.mean + _BOUND * deviation)
