@@ -73,11 +73,12 @@ class Memory(NamedTuple):
         fresh = Memory.begun(profile, has_source=False).bank
         domains = []
         for domain in bank.domains:
-            if domain.look.numel() >= places.centre.numel() and domain.count > 0:
-                place = places.of((domain.look / domain.count).unsqueeze(0))[0]
+            # Of what was not looked at so far, a domain is taken to have as much as the first inputs.
+            look = torch.cat((domain.look, places.centre[domain.look.numel() :] * domain.count))
+            if domain.count > 0:
+                place = places.of((look[: places.centre.numel()] / domain.count).unsqueeze(0))[0]
             else:
                 place = fresh.recent.new_zeros(places.scatter.numel())
-            look = domain.look if domain.look.numel() else fresh.domains[0].look
             domains.append(domain._replace(place=place, pull=place * domain.count, weight=domain.count, look=look))
         bank = bank._replace(domains=tuple(domains), recent=fresh.recent, stay=0, last=fresh.last)
         return Memory(bank, self.draws, profile)

@@ -228,9 +228,10 @@ class _Assigning:
         self.switches *= fading
         self.steps = self.steps * fading + (1 - fading) / (1 - _FADING)
         self.seen += count
-        domain = domain._replace(
-            count=domain.count + count, last=self.seen, look=domain.look + torch.from_numpy(look.sum(0))
-        )
+        total, known = torch.from_numpy(look.sum(0)), domain.look
+        # Where more is looked at than before, the domain's earlier instances are taken to have had as much of it.
+        known = torch.cat((known, total[len(known) :] * (domain.count / count)))
+        domain = domain._replace(count=domain.count + count, last=self.seen, look=known + total)
         if not self.is_source(domain):
             pull, weight = domain.pull + torch.from_numpy(y.sum(0)), domain.weight + count
             place = pull / (weight + torch.from_numpy(1 / self.scatter))
