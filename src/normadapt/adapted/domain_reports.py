@@ -31,7 +31,7 @@ def _report(domain: Domain, bank: Bank, profile: SourceProfile, hooks: list[Site
     described = looks.numel() > 0 and domain.count > 0
     look = domain.look[: looks.shape[-1]] / max(domain.count, 1.0)
     words = (
-        look_in_words(look, looks[0], profile.places.deviation, "source" if has_source else "first inputs")
+        look_in_words(look, looks[0], profile.places.deviation, "source" if bank.has_source else "first inputs")
         if described
         else ""
     )

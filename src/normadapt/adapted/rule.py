@@ -88,9 +88,8 @@ _NONE = torch.zeros(0, dtype=torch.float64)
 _WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, (_NONE, _NONE))
 _ANSWERS = ClassDraws(0.0, _NONE, 0.0, 0.0, 0.0, _NONE)
 _DOMAIN = Domain(0, "", 0.0, 0.0, 0.0, _NONE, _NONE, 0.0, _NONE, 0.0, _ANSWERS, Each((_WINDOW,)))
-_SITE = SiteProfile(
-    0, _NONE, _NONE, Reference(_NONE, _NONE), SitePrior(*[_NONE] * len(SitePrior._fields)), *[_NONE] * 3
-)
+_PRIOR = SitePrior(*[_NONE] * len(SitePrior._fields))
+_SITE = SiteProfile(0, _NONE, _NONE, Reference(_NONE, _NONE), _PRIOR, _NONE, _NONE, _NONE)
 _LEARNED = SourceProfile("", "", 0, _NONE, EachValue({"": _SITE}), Places(*[_NONE] * len(Places._fields)))
 _MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0), _LEARNED)
 
