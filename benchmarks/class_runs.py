@@ -34,7 +34,7 @@ def table(name: str, material: Material, images: int, seed: int) -> None:
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:images]
     inputs, labels = inputs[chosen], labels[chosen]
     classes = len(labels.unique())
-    print(f"\n{name}, {len(labels):,} clean images\n\n   run  batch  source   Track  Track + profile")
+    print(f"\n{name}, {len(labels):,} clean images\n\n   run  batch  source  Domains  Domains + profile")
     for parts in (0, *PARTS):
         order = in_runs(labels, parts) if parts else torch.arange(len(labels))
         run = f"{len(labels) / classes / parts:.0f}" if parts else "none"
@@ -42,7 +42,7 @@ def table(name: str, material: Material, images: int, seed: int) -> None:
             stream = inputs[order], labels[order], size
             models = material.model, na.adapt(material.model), na.adapt(material.model, material.profile)
             source, alone, profiled = (100 * share_right(model, *stream) for model in models)
-            print(f"{run:>6} {size:6} {source:7.1f} {alone:7.1f} {profiled:16.1f}", flush=True)
+            print(f"{run:>6} {size:6} {source:7.1f} {alone:8.1f} {profiled:18.1f}", flush=True)
 
 
 def main() -> None:

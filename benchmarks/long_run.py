@@ -163,7 +163,7 @@ def main() -> None:
     material = {"usps": usps, "fashion": fashion}[options.suite](options.seed)
     steady = [
         run(name, na.adapt(material.model, profile), material, options.batches, options.size, options.seed)
-        for name, profile in (("Track", None), ("Track + profile", material.profile))
+        for name, profile in (("Domains", None), ("Domains + profile", material.profile))
     ]
     sys.exit(0 if all(steady) else 1)
 

@@ -20,8 +20,8 @@ from overhead import images, resnet18
 from prometheus_client import CollectorRegistry, generate_latest
 
 import normadapt as na
-from normadapt.monitor.metrics import PrometheusExporter
 from normadapt.adapted.observation import Seen
+from normadapt.monitor.metrics import PrometheusExporter
 from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
 
 

@@ -24,11 +24,11 @@ from overhead import images, resnet18
 from torch import nn
 
 import normadapt as na
-from normadapt.monitor import Recorder
 from normadapt.adapted.observation import Seen
-from normadapt.layers.policy import Diagnostics
-from normadapt.layers.moments import InstanceMoments
 from normadapt.adapted.streams import Record
+from normadapt.layers.moments import InstanceMoments
+from normadapt.layers.policy import Diagnostics
+from normadapt.monitor import Recorder
 
 LAYERS, BATCHES, CHANNELS, CLASSES = 50, 10_000, 64, 10
 SHARE, SECONDS, MEGABYTES = 0.01, 5.0, 6.0

@@ -3,9 +3,8 @@
     python benchmarks/natural_scatter.py [SUITE ...]
 
 For every normalization layer of the benchmark's development tasks: T = 1 - E[variance within an instance]/v_s
-(docs/METHOD.md) beside the scatter of the instance means that it should tell, on the domain nearest to the source; and
-the variance of the half-log-variances averaged over channels, for that one domain and for all shifts mixed. Then how
-much of that scatter lies between the classes, and the squared shifts of all shifted domains, of locations and of
+(docs/METHOD.md) beside the scatter of the instance means that it should tell, on the domain nearest to the source. Then
+how much of that scatter lies between the classes, and the squared shifts of all shifted domains, of locations and of
 half-log-variances per unit of weight: least, median, most.
 """
 
@@ -35,7 +34,7 @@ class _Looker:
         self.seen: dict[int, list[Tensor]] = {}
 
     def step(self, hook: SiteHook, x: Tensor) -> None:
-        evidence, _, _ = gather_evidence(x)
+        evidence, _ = gather_evidence(x)
         if evidence is not None:
             self.seen.setdefault(hook.index, []).append(evidence.instances.values)
 
@@ -70,13 +69,6 @@ def natural(seen: Tensor, share: Tensor) -> tuple[float, float]:
     return max(0.0, 1 - float((ratio @ share).mean())), float(location.var(0) @ share)
 
 
-def together(seen: Tensor, share: Tensor) -> float:
-    """What the scales of all channels vary together."""
-    location, ratio = seen
-    half = (ratio + (location - location.mean(0)) ** 2).clamp_min(1e-12).log() / 2
-    return float((half @ share).var())
-
-
 def between_classes(location: Tensor, labels: Tensor, share: Tensor) -> float:
     """The part of the variance of the instance means that lies between classes."""
     within = torch.zeros_like(share)
@@ -103,19 +95,17 @@ def of_three(values: list[float]) -> str:
 def main() -> None:
     """A table per task."""
     console = Console()
-    columns = "layer", "T", "measured", "together", "mixed", "between classes", "shift: locations", "scales"
+    columns = "layer", "T", "measured", "between classes", "shift: locations", "scales"
     with one_thread():
         for name in sys.argv[1:] or SUITES:
             for task in SUITES[name].tasks("dev", 1)[:1]:
                 near = task.clean or task.shifts[0]
                 hooks, one, labels = moments(task, [near])
-                several = moments(task, list(task.shifts))[1]
                 moved = [moments(task, [shift])[1] for shift in task.shifts]
                 table = Table(*columns, title=f"{task.name}, {near}")
                 for hook in hooks:
                     here, share = one[hook.index], hook.source.share
-                    apart = together(here, share), together(several[hook.index], share)
-                    row = *natural(here, share), *apart, between_classes(here[0], labels, share)
+                    row = *natural(here, share), between_classes(here[0], labels, share)
                     squared = zip(*(shifts(domain[hook.index], share) for domain in moved), strict=True)
                     texts = [of_three(list(values)) for values in squared]
                     table.add_row(hook.source.name, *(f"{value:.3f}" for value in row), *texts)

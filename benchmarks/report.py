@@ -1,9 +1,9 @@
-"""Write docs/BENCHMARKS.md: the full report, and what each step of Track is worth.
+"""Write docs/BENCHMARKS.md: the full report, and what each step of Domains is worth.
 
     python benchmarks/report.py [--scale 0.6] [--seed 1] [--jobs 2]
 
-Runs `normadapt bench` once for the report and once for each table of ablations, with --resume: what an earlier run of
-the same code left in normadapt-out/ is used again.
+Runs `normadapt bench` once for the report and once for the ablations, with --resume: what an earlier run of the same
+code left in normadapt-out/ is used again.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("normadapt-out")
-_SMALL = "Track, no jumps over batches"
-ABLATIONS = {
-    "batches of 16": ("16", "ours,ablations", ""),
-    "batches of 1 and 4": (
-        "1,4",
-        f"ours,{_SMALL},{_SMALL} + profile",
-        "Where batches are smaller than 16, a moving average over them is tested for jumps, too.",
-    ),
-}
-"""Tables, each with its batch sizes, its methods and what is said above it."""
+SUITES = ("fashion-c", "activity", "usps-digits")
+SIZES = "1,16"
+ABLATIONS = [*(word for suite in SUITES for word in ("--suite", suite)), "--batch-size", SIZES]
+ABLATIONS += ["--methods", "ours,ablations"]
 
 
 def bench(arguments: list[str], folder: str) -> str:
@@ -37,40 +32,38 @@ def bench(arguments: list[str], folder: str) -> str:
     return (ROOT / page).read_text()
 
 
-def tables(report: str) -> list[str]:
-    """The rows without a profile and those with one of the table of ablations, each with its head."""
-    found = re.search(r"^### Ours with a step removed\n\n(.*?)(?=\n\n|\Z)", report, re.DOTALL | re.MULTILINE)
-    if found is None:
-        raise SystemExit("the report has no table of ablations")
-    head, rule, *rows = found[1].splitlines()
-    profiled = [row for row in rows if "+ profile" in row]
-    return ["\n".join([head, rule, *part]) for part in ([row for row in rows if row not in profiled], profiled)]
+def tables(report: str) -> Iterator[tuple[str, str]]:
+    """Title and table for each suite, without a profile and with one."""
+    for section in re.split(r"^## ", report, flags=re.MULTILINE)[1:]:
+        found = re.search(r"^### Ours with a step removed\n\n(.*?)(?=\n\n|\Z)", section, re.DOTALL | re.MULTILINE)
+        suite = section.splitlines()[0].strip("`")
+        if found is None or suite not in SUITES:
+            continue
+        head, rule, *rows = found[1].splitlines()
+        profiled = [row for row in rows if "+ profile" in row]
+        alone = [row for row in rows if row not in profiled]
+        for title, part in ((suite, alone), (f"{suite}, with a profile", profiled)):
+            if part:
+                yield title, "\n".join([head, rule, *part])
 
 
-def assembled(full: str, ablations: dict[str, tuple[str, str]]) -> str:
-    """The full report with the tables of ablations in it, each of a command and a report."""
+def assembled(full: str, command: str, ablations: str) -> str:
+    """The full report with the tables of ablations in it."""
     parts = [
         "## Ours with a step removed",
-        "From runs of their own; `python benchmarks/report.py` makes all of this page. "
-        "A row above ours says that the step costs more than it is worth there; rows without a profile are compared "
-        "with Track without one. The steps are those of docs/METHOD.md.",
+        f"From `normadapt bench {command}`; `python benchmarks/report.py` makes all of this page. Each row changes one "
+        "setting or one step (src/normadapt/bench/ablations.py). A row above ours says that the step costs more than "
+        "it is worth there; rows without a profile are compared with Domains without one.",
     ]
-    for title, (command, report) in ablations.items():
-        without, profiled = tables(report)
-        parts += [
-            f"### fashion-c, {title}",
-            f"{ABLATIONS[title][2]} From `normadapt bench {command}`.".strip(),
-            without,
-            "With a profile:",
-            profiled,
-        ]
+    for title, table in tables(ablations):
+        parts += [f"### {title}", table]
     mark = "## How it was measured"
     full = full.replace("every figure here comes from it.", "every figure but those of steps removed comes from it.", 1)
     return full.replace(mark, "\n\n".join([*parts, mark]), 1)
 
 
 def main() -> None:
-    """All runs, one file."""
+    """Both runs, one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="0.6", help="relative length of the streams")
     parser.add_argument("--seed", default="1", help="of all draws")
@@ -78,11 +71,9 @@ def main() -> None:
     given = parser.parse_args()
     common = ["--scale", given.scale, "--seed", given.seed, "--jobs", given.jobs]
     full = bench(common, "bench")
-    ablations = {}
-    for title, (sizes, methods, _) in ABLATIONS.items():
-        arguments = [*common, "--suite", "fashion-c", "--batch-size", sizes, "--methods", methods]
-        ablations[title] = shlex.join(arguments), bench(arguments, "ablations-" + sizes.replace(",", "-"))
-    (ROOT / "docs/BENCHMARKS.md").write_text(assembled(full, ablations))
+    arguments = [*common, *ABLATIONS]
+    page = assembled(full, shlex.join(arguments), bench(arguments, "ablations"))
+    (ROOT / "docs/BENCHMARKS.md").write_text(page)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import normadapt as na
 
 
 class NormRelu(nn.BatchNorm2d):
@@ -72,6 +75,19 @@ class Pairs(nn.Module):
     def forward(self, x):
         features = self.body(x).mean((2, 3))
         return self.head(features), features
+
+
+class Views(nn.Module):
+    """Sees several views (n, v, c, h, w) of an instance as a batch of their own, and averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        features = self.body(x.flatten(0, 1)).mean((2, 3))
+        return self.head(features.unflatten(0, x.shape[:2]).mean(1))
 
 
 def images(norm, **options):
@@ -151,6 +167,19 @@ class Case:
     def target(self, n: int, seed: int = 0) -> Tensor:
         """The same under a shift of level and contrast."""
         return 0.4 * self.source(n, seed=500 + seed) + 1.5
+
+    def profile(self, seed: int = 0) -> na.SourceProfile:
+        """The profile of `model(seed)` on the data that it has its statistics from."""
+        return _profile(self, seed)
+
+    def adapted(self, policy: na.Policy | None = None, seed: int = 0) -> na.AdaptedModel:
+        """`model(seed)` adapted with its profile."""
+        return na.adapt(self.model(seed), self.profile(seed), policy)
+
+
+@cache
+def _profile(case: Case, seed: int) -> na.SourceProfile:
+    return na.profile_source(case.model(seed), [case.item(x) for x in case.source(256, seed=100 + seed).split(64)])
 
 
 CASES = {

@@ -97,6 +97,4 @@ def test_outputs_that_cannot_be_kept():
         answer_stream(na.adapt(Wrapped(str)), stream())
     widths = iter((3, 2, 1))
     with pytest.raises(SpecError, match=r"changes from batch to batch: \(3,\) and \(2,\)"):
-        answer_stream(
-            na.adapt(Wrapped(lambda y: y[:, : next(widths)]), policy=na.Blend()), [x for x, _ in stream()]
-        )
+        answer_stream(na.adapt(Wrapped(lambda y: y[:, : next(widths)]), policy=na.Blend()), [x for x, _ in stream()])

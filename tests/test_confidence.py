@@ -10,8 +10,8 @@ import normadapt as na
 from models import NET
 from normadapt.asymptotics import edgeworth
 from normadapt.asymptotics.cumulants import Moments
-from normadapt.reports.confidence import risk_parts, weight_interval
 from normadapt.layers.policy import Diagnostics
+from normadapt.reports.confidence import risk_parts, weight_interval
 
 CHANNELS = 3
 
@@ -95,7 +95,7 @@ def test_the_source_kept_risks_the_shift_and_no_variance():
     assert found.variance == found.skewness == 0.0
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
+@pytest.mark.parametrize("policy", [na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
 @pytest.mark.parametrize("n", [1, 16])
 def test_reports_hold_intervals_about_their_weights(policy, n):
     model = NET.model()
@@ -109,7 +109,7 @@ def test_reports_hold_intervals_about_their_weights(policy, n):
         assert site.risk.bias_squared >= 0
         assert site.risk.variance >= 0
         assert values["risk"] == site.risk._asdict()
-        if n == 1 and isinstance(policy, na.Blend):
+        if n == 1:
             assert site.mean_weight_interval is None
             continue
         for weight, interval in (
@@ -137,3 +137,21 @@ def test_the_interval_covers_the_weight_of_the_true_shift():
         low, high = adapted.report().sites[0].mean_weight_interval
         inside += low <= 0.25 / (0.25 + 1 / n) <= high
     assert inside / runs > 0.88
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_the_default_policy_reports_weights_and_risk(n):
+    adapted = NET.adapted()
+    assert all(site.risk is None and site.mean_weight is None for site in adapted.report().sites)
+    with torch.no_grad():
+        for i in range(64 // n):
+            adapted(NET.target(n, seed=i))
+    first, *_ = adapted.report().sites
+    assert first.status == "tracking"
+    assert 0.5 < first.mean_weight <= 1
+    assert 0.5 < first.variance_weight <= 1
+    assert 1 < first.effective_count <= 64
+    assert first.tail_probability < 1e-3
+    assert first.shift > 0.3
+    assert 0 <= first.risk.bias_squared < first.shift**2
+    assert 0 < first.risk.variance < first.shift**2

@@ -19,15 +19,15 @@ def test_eval_does_not_silently_bring_the_source_back(name):
     # tent's Norm after .eval() is the source model, and it skips BatchNorm1d and 3d
     case = CASES[name]
     model = case.model()
-    adapted, twin = na.adapt(model).eval(), na.adapt(model).train()
+    adapted, twin = na.adapt(model, case.profile()).eval(), na.adapt(model, case.profile()).train()
     assert accuracy_like_distance(adapted, model, case) > 0.005
     assert accuracy_like_distance(twin, model, case) == accuracy_like_distance(adapted.reset() or adapted, model, case)
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.SchneiderPrior(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.SchneiderPrior(), na.baselines.EMA()])
 def test_an_adapted_state_dict_loads_into_the_source(policy):
     # AlphaBN: 80 missing and 160 unexpected keys
-    adapted, source = na.adapt(NET.model(), policy=policy), NET.model()
+    adapted, source = NET.adapted(policy), NET.model()
     with torch.no_grad():
         adapted(NET.target(16))
     keys = source.load_state_dict(adapted.state_dict(), strict=True)
@@ -62,7 +62,7 @@ def test_in_eval_the_batch_under_test_counts_at_once():
 
 def test_adaptation_outlasts_the_call():
     # torch-ttt drops its adaptation after each call
-    adapted = na.adapt(NET.model())
+    adapted = NET.adapted()
     with torch.no_grad():
         for i in range(4):
             adapted(NET.target(16, seed=i))
@@ -75,18 +75,18 @@ def test_adaptation_outlasts_the_call():
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_it_runs_with_and_without_gradients(context):
     # torch-ttt raises under no_grad
-    adapted, reference = na.adapt(NET.model()), na.adapt(NET.model())
+    adapted, reference = NET.adapted(), NET.adapted()
     with context():
         ours = adapted(NET.target(16)).detach().clone()
     with torch.no_grad():
         assert torch.equal(ours, reference(NET.target(16)))
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.BatchStatistics(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.BatchStatistics(), na.baselines.EMA()])
 def test_a_batch_of_one_in_train_mode(policy):
     # torch's BatchNorm1d raises at batch size 1 in train mode
     model = CASES["1d"].model().train()
-    adapted = na.adapt(model, policy=policy).train()
+    adapted = na.adapt(model, CASES["1d"].profile(), policy).train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(CASES["1d"].target(1))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_one_pass_over_the_data_is_enough():
     # fvcore's precise_bn and update_bn need a pass of their own before the first answer
     model, truth = NET.model(), NET.model()
     x = NET.target(512)
-    adapted = na.adapt(model)
+    adapted = na.adapt(model, NET.profile())
     visits = []
     with torch.no_grad():
         for index, batch in enumerate(x.split(16)):
@@ -139,7 +139,7 @@ def test_one_pass_over_the_data_is_enough():
 def test_a_long_run_does_not_collapse():
     # what their users report most: collapse after long runs
     model = NET.model()
-    adapted = na.adapt(model)
+    adapted = na.adapt(model, NET.profile())
     with torch.no_grad():
         for i in range(400):
             adapted(NET.source(4, seed=i))

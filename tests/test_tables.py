@@ -82,7 +82,17 @@ def test_nothing_is_cut_or_wrapped_at(width):
     text += rendered(report_table(report(site(), site("layer4.1.bn2"), domains=DOMAINS)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for whole in ("contrast x0.3", "100.0", "+100.0", "normadapt", "layer4.1.bn2", "tracking", "tail p", "1e-93", "100,000"):
+    for whole in (
+        "contrast x0.3",
+        "100.0",
+        "+100.0",
+        "normadapt",
+        "layer4.1.bn2",
+        "tracking",
+        "tail p",
+        "1e-93",
+        "100,000",
+    ):
         assert whole in text
     assert len([line for line in text.splitlines() if " 100000 " in line]) == 2
 

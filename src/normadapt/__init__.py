@@ -2,14 +2,14 @@
 
 from normadapt import baselines
 from normadapt.adapted._adapt import AdaptedModel, adapt
-from normadapt.adapted.rule import Domains
-from normadapt.layers.policy import Policy, Statistics
-from normadapt.weights.blend import Blend
-from normadapt.profiles.source_profile import SourceProfile
-from normadapt.profiles._profile_source import profile_source
 from normadapt.adapted._recalibrate import recalibrate
+from normadapt.adapted.rule import Domains
 from normadapt.layers.moments import Evidence
+from normadapt.layers.policy import Policy, Statistics
+from normadapt.profiles._profile_source import profile_source
+from normadapt.profiles.source_profile import SourceProfile
 from normadapt.version import __version__
+from normadapt.weights.blend import Blend
 
 __all__ = [
     "AdaptedModel",

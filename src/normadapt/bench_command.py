@@ -60,7 +60,9 @@ def run(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAMES", help="Methods, families, groups, or a setting such as 'Track(memory=500)'."),
+        typer.Option(
+            metavar="NAMES", help="Methods, families, groups, or a setting such as 'Domains(max_weight=0.5)'."
+        ),
     ] = None,
     batch_size: Annotated[
         list[str] | None, typer.Option(metavar="N", help="Instances per batch; may be repeated.")
@@ -89,7 +91,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")] = False,
 ) -> None:
-    """Every rule on every stream, against the limit. `bench list` shows suites and methods."""
+    """Every rule on every stream, against what could be known. `bench list` shows suites and methods."""
     if context.invoked_subcommand is not None:
         return
     notes = Console(stderr=True)

@@ -50,6 +50,7 @@ def _scope_table(results: Results, scope: str, width: int) -> Table:
         *((f"n={n}", lambda s, n=n: _percent(s.by_size.get(n), best_by[n])) for n in sizes),
         ("regret", lambda s: _points(s.regret)),
         ("gain", lambda s: _share(s.share)),
+        ("of ceiling", lambda s: _share(s.ceiling_share)),
         ("worst", lambda s: _points(s.worst)),
         ("clean", lambda s: _points(max(s.clean_loss.values(), default=None))),
         *((f"cost n={n}", lambda s, n=n: _times(s.cost, n)) for n in dict.fromkeys((sizes[0], sizes[-1]))),
@@ -110,10 +111,10 @@ def reading(results: Results) -> str:
     """How the tables are to be read."""
     return (
         "% of instances answered rightly, mean over streams, tasks and batch sizes n; best rule in bold. "
-        "vs ours: points against Track (with a profile where a table has it), with half the width of a 95 % interval. "
+        "vs ours: points against ours (with a profile where a table has it), with half the width of a 95 % interval. "
         "regret: points behind the best rule of each cell, on average and at worst. gain: share of the way from Source "
-        "to the limit. clean: points lost on clean data, at worst. Columns that do not fit this terminal (clean, cost) "
-        "are in bench.html. "
+        "to the limit (true statistics); of ceiling: to the statistics of what was seen so far. clean: points lost on "
+        "clean data, at worst. Columns that do not fit this terminal are in bench.html. "
         f"Split {results.plan.split}, seed {results.plan.seed}, scale {results.plan.scale:g}."
     )
 
@@ -172,11 +173,11 @@ def _methods_table() -> Table:
         ("gradient", "baselines that learn by gradients"),
         ("ours", "ours"),
         ("ablation", "ours with a step removed"),
-        ("limit", "true statistics of each domain"),
+        ("limit", "statistics of known domains"),
     )
     for role, title in titles:
         names = [m.name for m in (*METHODS.values(), *ABLATIONS.values()) if m.role == role]
         if names:
             table.add_row(title, ("\n" if role == "ablation" else ", ").join(names))  # theirs have commas
-    table.add_row("groups", "all, main, baselines, ours, ablations; a family such as EMA; Track(memory=500)")
+    table.add_row("groups", "all, main, baselines, ours, ablations; a family such as EMA; Domains(max_weight=0.5)")
     return table

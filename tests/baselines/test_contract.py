@@ -10,10 +10,10 @@ from torch import nn
 import normadapt as na
 from models import CASES, same
 from normadapt import baselines
-from normadapt.baselines import DUA, EMA, IABN, RBN, TBR, TEMA, AlphaBN, SchneiderPrior, UnMixTNS
+from normadapt.baselines import BBN, BDN, DUA, EMA, IABN, RBN, TBR, TEMA, AlphaBN, SchneiderPrior, UnMixTNS
 
 RULES = {name: getattr(baselines, name)() for name in baselines.__all__}
-STATEFUL = ["EMA", "RBN", "DUA", "TBR", "TEMA", "UnMixTNS"]
+STATEFUL = ["EMA", "RBN", "DUA", "TBR", "TEMA", "UnMixTNS", "BBN", "BDN"]
 KINDS = ["1d", "1d-series", "2d", "2d-no-affine", "3d", "sync", "look-alike", "twice"]
 
 
@@ -23,7 +23,7 @@ def run(adapted, inputs):
 
 
 def test_the_rules_are_all_there():
-    assert len(RULES) == 13
+    assert len(RULES) == 16
     for rule in RULES.values():
         assert isinstance(rule, na.Policy)
         assert dataclasses.is_dataclass(rule)
@@ -145,6 +145,9 @@ def test_an_instance_that_is_not_finite_is_left_out(rule):
         lambda: UnMixTNS(seed=-1),
         lambda: TEMA(momentum=1.5),
         lambda: TEMA(decay=-0.1),
+        lambda: BBN(eta=1.5),
+        lambda: BDN(eta=-0.1),
+        lambda: BDN(most=0),
     ],
 )
 def test_hyper_parameters_are_checked(wrong):
@@ -159,7 +162,7 @@ class Watching(na.Policy):
     passes = 3
 
     def __init__(self):
-        self.seen, self.betweens = [], []
+        self.seen, self.answers = [], []
 
     def init(self, source):
         return {"index": source.site_index, "step": 0}
@@ -170,9 +173,9 @@ class Watching(na.Policy):
         moved = {**state, "step": state["step"] + 1}
         return moved, na.Statistics(source.mean, source.variance, carry=source.site_index)
 
-    def between(self, states):
-        self.betweens.append([(s["index"], s["step"]) for s in states])
-        return [{**s, "step": s["step"] + 10} for s in states]
+    def answered(self, states, answer):
+        self.answers.append((answer.pass_index, answer.carry, answer.memory, [(s["index"], s["step"]) for s in states]))
+        return [{**s, "step": s["step"] + 10} for s in states], answer.pass_index
 
 
 def test_a_policy_of_several_passes_sees_all_sites_between_them():
@@ -180,18 +183,19 @@ def test_a_policy_of_several_passes_sees_all_sites_between_them():
     adapted = na.adapt(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval(), policy=policy)
     adapted(torch.tensor([[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]))
     assert policy.seen == [(site, 2, turn, (2, 2)) for turn in range(3) for site in range(2)]
-    assert policy.betweens == [[(0, 1), (1, 1)], [(0, 12), (1, 12)]]
-    assert [r.state["step"] for r in adapted._streams["default"].records] == [23, 23]
+    steps = [[(0, 1), (1, 1)], [(0, 12), (1, 12)], [(0, 23), (1, 23)]]
+    assert policy.answers == [(turn, 1, turn - 1 if turn else None, steps[turn]) for turn in range(3)]
+    assert [r.state["step"] for r in adapted._streams["default"].records] == [33, 33]
     assert [(s.count, s.excluded) for s in adapted.report().sites] == [(2, 1), (2, 1)]
 
 
-def test_between_must_keep_the_sites():
+def test_answered_must_keep_the_sites():
     class Forgetful(Watching):
-        def between(self, states):
-            return states[:1]
+        def answered(self, states, answer):
+            return states[:1], None
 
     adapted = na.adapt(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval(), policy=Forgetful())
-    with pytest.raises(ValueError, match=r"between\(\) must return one state for each of the 2 sites; got 1"):
+    with pytest.raises(ValueError, match=r"answered\(\) must return one state for each of the 2 sites; got 1"):
         adapted(torch.zeros(2, 2))
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import normadapt as na
-from normadapt.baselines import DUA, EMA, RBN, TBR, TEMA, AlphaBN, Hybrid, MedBN
+from normadapt.baselines import DUA, EDTN, EMA, RBN, TBR, TEMA, AlphaBN, Hybrid, MedBN
+from normadapt.layers.policy import Answer
 
 EPS = 1e-5
 M_S, V_S = [1.0, -2.0], [4.0, 0.25]
@@ -173,17 +174,54 @@ def test_hybrid_takes_the_channels_that_moved_least():
     assert state["layers.2.running_mean"].tolist() == M_S
 
 
+def test_hybrid_rounds_the_number_of_channels_down():
+    """Half of three channels is one."""
+    model = nn.Sequential(*(norm([0.0] * 3, [1.0] * 3) for _ in range(3)))
+    adapted = na.adapt(model, policy=Hybrid())
+    adapted(tensor([[0.0, 0.0, 0.0], [4.0, 2.0, 9.0]]))
+    moved = adapted.state_dict()["1.running_var"] != 1
+    assert int(moved.sum()) == 1
+
+
+def test_edtn():
+    """The source weighs .1, .1 sqrt 9.9 and .99 in three layers; deviations are mixed, not variances."""
+    three = nn.ModuleList([norm(), norm(), norm()])
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = three
+
+        def forward(self, x):
+            return torch.cat([layer(x) for layer in self.layers], 1)
+
+    adapted = na.adapt(Beside(), policy=EDTN())
+    adapted(tensor(FIRST))
+    state = adapted.state_dict()
+    for layer, weight in enumerate((0.1, 0.1 * math.sqrt(9.9), 0.99)):
+        deviation = mixed([math.sqrt(v + EPS) for v in V1], [math.sqrt(v + EPS) for v in V_S], weight)
+        assert state[f"layers.{layer}.running_mean"].tolist() == pytest.approx(mixed(M1, M_S, weight), rel=1e-9)
+        expected = [d * d - EPS for d in deviation]
+        assert state[f"layers.{layer}.running_var"].tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_edtn_with_one_layer_is_its_first():
+    adapted = na.adapt(norm(), policy=EDTN())
+    adapted(tensor(FIRST))
+    assert adapted.state_dict()["running_mean"].tolist() == pytest.approx(mixed(M1, M_S, 0.1))
+
+
 def test_hybrid_with_one_layer_is_its_first():
     assert_answers(na.adapt(norm(), policy=Hybrid()), FIRST, M1, V1)
 
 
 def distance(m_t, v_t, m_s, v_s):
-    """By plain arithmetic: a quarter of the mean over channels of v_s/v_t + v_t/v_s - 2 + gap^2 (1/v_s + 1/v_t)."""
+    """By plain arithmetic: a quarter of the sum over channels of v_s/v_t + v_t/v_s - 2 + gap^2 (1/v_s + 1/v_t)."""
     total = 0.0
     for mt, vt, ms, vs in zip(m_t, v_t, m_s, v_s, strict=True):
         a, b = vs + EPS, vt + EPS
         total += a / b + b / a - 2 + (ms - mt) ** 2 * (1 / a + 1 / b)
-    return total / len(m_t) / 4
+    return total / 4
 
 
 def tema_mixture(m_s, v_s, m_t, v_t, weight):
@@ -198,26 +236,48 @@ def tema_mixture(m_s, v_s, m_t, v_t, weight):
 
 @pytest.mark.parametrize("momentum", [0.5, None])
 def test_tema(momentum):
+    """Two layers side by side: the farther one has z = 1 and l = 1/2, the other l = 0, whatever was before."""
     other = [3.0, 1.0], [9.0, 0.5]
     adapted = na.adapt(Side(norm(), norm(*other)), policy=TEMA(momentum))
     sources = {"first": (M_S, V_S), "second": other}
     averages = {name: ([0.0, 0.0], [1.0, 1.0]) for name in sources}
-    weights = dict.fromkeys(sources, 0.25)
+    running = dict.fromkeys(sources, 0.25)
     for x, mean, variance in ((FIRST, M1, V1), (SECOND, M2, V2)):
         m = momentum or 0.01  # fewer than four instances
         output = adapted(tensor(x))
         expected = []
         averages = {k: (mixed(t[0], mean, m), mixed(t[1], variance, m)) for k, t in averages.items()}
         d = {name: distance(*averages[name], *sources[name]) for name in sources}
-        far = max(d, key=d.get)  # of two layers one is a standard deviation above the mean, the other below
-        weights = {name: 0.9 * weights[name] + 0.1 * (2 if name == far else 0) / 4 for name in sources}
+        weights = {name: 0.5 if name == max(d, key=d.get) else 0.0 for name in sources}
+        running = {name: 0.9 * running[name] + 0.1 * weights[name] for name in sources}
         for name in sources:
             used = tema_mixture(*sources[name], *averages[name], weights[name])
             assert adapted.state_dict()[f"{name}.running_mean"].tolist() == pytest.approx(used[0], rel=1e-9)
             assert adapted.state_dict()[f"{name}.running_var"].tolist() == pytest.approx(used[1], rel=1e-9)
             expected.append((x - used[0]) / np.sqrt(np.array(used[1]) + EPS))
-        np.testing.assert_allclose(output.numpy(), np.concatenate(expected, 1), rtol=1e-8)
+        np.testing.assert_allclose(output.numpy(), np.concatenate(expected, 1), rtol=1e-8, atol=1e-12)
+        states = [record.state for record in adapted._streams["default"].records]
+        assert [s.source_weight for s in states] == pytest.approx(list(running.values()))  # for the next first pass
     assert [site.count for site in adapted.report().sites] == [5, 5]  # in two passes, counted once
+
+
+def test_the_distances_of_tema_are_summed_over_channels():
+    """A wide layer of which each channel has moved less is farther than a narrow one."""
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = norm([0.0], [1.0]), norm([0.0] * 4, [1.0] * 4)
+
+        def forward(self, x):
+            return torch.cat((self.narrow(x[:, :1]), self.wide(x[:, 1:])), 1)
+
+    adapted = na.adapt(Apart(), policy=TEMA(momentum=1.0))
+    x = np.array([[-1.0], [1.0]]) * np.array([[2.0, 1.6, 1.6, 1.6, 1.6]])  # variances 4 and 2.56
+    adapted(tensor(x))
+    state = adapted.state_dict()
+    assert state["narrow.running_var"].tolist() == pytest.approx([4.0])  # l = 0: the average alone
+    assert state["wide.running_var"].tolist() == pytest.approx([(1 + 2.56) / 2] * 4)
 
 
 @pytest.mark.parametrize(("n", "momentum"), [(1, 0.01), (2, 0.01), (4, 0.1), (16, 0.1), (63, 0.1), (64, 1.0), (200, 1)])
@@ -231,18 +291,22 @@ def test_tema_takes_its_momentum_from_the_batch_size(n, momentum):
 
 def test_tema_standardizes_and_clips():
     """d = 0, 0, 0, 4 has mean 1 and deviation sqrt 3: z = -.577 and 1.73, clipped to 1."""
-    policy = TEMA(decay=0.0)
+    policy = TEMA()
     layer = norm()
     state = na.adapt(layer, policy=policy)._streams["default"].records[0].state
     states = [state._replace(distance=d) for d in (0.0, 0.0, None, 0.0, 4.0)]
     z = -1 / math.sqrt(3)
-    weights = [s.source_weight for s in policy.between(states)]
-    assert weights == pytest.approx([(z + 1) / 4, (z + 1) / 4, 0.25, (z + 1) / 4, 0.5])
+    present = [(z + 1) / 4, (z + 1) / 4, 0.25, (z + 1) / 4, 0.5]
+    found, memory = policy.answered(states, Answer(None, None, None, 0, ()))
+    assert memory is None
+    assert [s.source_weight for s in found] == pytest.approx(present)
+    later, _ = policy.answered(found, Answer(None, None, None, 1, ()))
+    assert [s.source_weight for s in later] == pytest.approx([0.9 * 0.25 + 0.1 * weight for weight in present])
     assert [s.source_weight for s in states] == [0.25] * 5  # nothing was changed in place
 
 
 def test_tema_measures_in_the_first_pass_only():
-    """The second layer's average is of what the first layer lets through under the weight of the batch before."""
+    """The second layer's average is of what the first layer lets through under the running average of the weights."""
     adapted = na.adapt(nn.Sequential(norm(), norm()), policy=TEMA(momentum=1.0))
     output = adapted(tensor(FIRST)).numpy()
     mean, variance = tema_mixture(M_S, V_S, M1, V1, 0.25)
@@ -251,8 +315,13 @@ def test_tema_measures_in_the_first_pass_only():
     np.testing.assert_allclose(second.mean.numpy(), seen.mean(0), rtol=1e-9)
     np.testing.assert_allclose(second.variance.numpy(), seen.var(0), rtol=1e-9)
     assert {round(first.source_weight, 12), round(second.source_weight, 12)} == {0.225, 0.275}
-    x = FIRST  # the second pass: the new weights, the averages of the first
+    x = FIRST  # the second pass: the present weights, the averages of the first
     for state in (first, second):
-        used = tema_mixture(M_S, V_S, state.mean.tolist(), state.variance.tolist(), state.source_weight)
+        weight = 0.5 if state.source_weight > 0.25 else 0.0
+        used = tema_mixture(M_S, V_S, state.mean.tolist(), state.variance.tolist(), weight)
         x = (x - used[0]) / np.sqrt(np.array(used[1]) + EPS)
     np.testing.assert_allclose(output, x, rtol=1e-9)
+    output = adapted(tensor(SECOND)).numpy()  # its first pass begins with the running average
+    mean, variance = tema_mixture(M_S, V_S, M2, V2, first.source_weight)
+    seen = (SECOND - mean) / np.sqrt(np.array(variance) + EPS)
+    np.testing.assert_allclose(adapted._streams["default"].records[1].state.mean.numpy(), seen.mean(0), rtol=1e-9)

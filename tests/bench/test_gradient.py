@@ -1,4 +1,4 @@
-"""Tent and ETA against a step worked out by plain arithmetic, and what a benchmark may rely on."""
+"""Tent, ETA and RDumb against a step worked out by plain arithmetic, and what a benchmark may rely on."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch import nn
 import normadapt as na
 from models import CASES, everything, same
 from normadapt.baselines import BatchStatistics
-from normadapt.bench.gradient import ETA, Tent, redundancy_threshold
+from normadapt.bench.gradient import ETA, RDumb, Tent, redundancy_threshold
 from normadapt.errors import UnsupportedLayerError
 
 RATE = 1e-3
@@ -214,3 +214,19 @@ def test_the_originals_parameters_get_no_gradient():
     tent(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     assert same(everything(model), before)
     assert not torch.equal(tent.model.norm.weight, model.norm.weight)
+
+
+def test_rdumb_is_eta_that_begins_anew():
+    case = CASES["2d"]
+    model = case.model()
+    model[-1].weight.data *= 30  # sure enough to learn from
+    rdumb = RDumb(model, 0.1, 2.0, every=3)
+    for i in range(7):
+        if i % 3 == 0:
+            eta = ETA(model, 0.1, 2.0)
+        batch = case.target(8, seed=i)
+        assert torch.equal(rdumb(batch), eta(batch))
+    assert any(bool((a != b).any()) for a, b in zip(rdumb._learning, rdumb._begun, strict=True))
+    assert RDumb(model).every == 1000
+    with pytest.raises(ValueError, match="every must be"):
+        RDumb(model, every=0)

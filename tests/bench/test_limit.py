@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bench.fake import data, model
+from normadapt.bench.ceiling import Known
 from normadapt.bench.limit import true_statistics
 from normadapt.errors import NormadaptError
 
@@ -54,3 +55,38 @@ def test_the_model_is_not_changed_and_dropout_is_off() -> None:
 def test_one_instance_is_not_enough() -> None:
     with pytest.raises(NormadaptError, match="at least two instances"):
         true_statistics(model(), data("bright", 1, 0)[0])
+
+
+def test_the_ceiling_pools_what_each_domain_has_shown_so_far() -> None:
+    """Batches of two domains in turn and mixed, against sums by hand, layer by layer."""
+    net = model()
+    known = Known(net)
+    (bright, _), (faint, _) = data("bright", 24, 0), data("faint", 24, 0)
+    batches = [
+        (bright[:8], [0] * 8), (faint[:8], [1] * 8), (torch.cat((bright[8:12], faint[8:12])), [0] * 4 + [1] * 4),
+        (bright[12:13], [0]),
+    ]  # fmt: skip
+    layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    seen: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    def by_hand(x: torch.Tensor, domain: int) -> torch.Tensor:
+        for module in net:
+            if isinstance(module, nn.BatchNorm2d):
+                values = seen.setdefault((layers.index(module), domain), [])
+                values.append(x)
+                every = torch.cat(values).transpose(0, 1).flatten(1)
+                mean, variance = every.mean(1), every.var(1, unbiased=False)
+                scale = module.weight / (variance + module.eps).sqrt()
+                x = (x - mean[:, None, None]) * scale[:, None, None] + module.bias[:, None, None]
+            else:
+                x = module(x)
+        return x
+
+    with torch.no_grad():
+        for inputs, domains in batches:
+            which = torch.tensor(domains)
+            known.tell(which)
+            output = known(inputs)
+            for d in set(domains):
+                expected = by_hand(inputs[which == d], d)
+                torch.testing.assert_close(output[which == d], expected, rtol=1e-3, atol=1e-4)

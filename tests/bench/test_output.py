@@ -21,7 +21,7 @@ from normadapt.bench.suites import Suite
 from normadapt.cli import app
 
 SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (Fake(), Control(), Absent())}
-METHODS = "BatchStatistics,EMA(0.1),Track,Track + profile"
+METHODS = "BatchStatistics,EMA(0.1),Domains,Domains + profile"
 SMALL = ["--jobs", "1", "--scale", "0.05", "--batch-size", "16,64", "--methods", METHODS]
 
 
@@ -55,7 +55,7 @@ def test_the_terminal_shows_tables_and_files(done: Path) -> None:
     text = (done / "stdout").read_text()
     assert "fake: fake/0, fake/1" in text
     assert "control (negative control)" in text
-    assert re.search(r"^Track \+ profile +\d+\.\d", text, re.M)
+    assert re.search(r"^Domains \+ profile +\d+\.\d", text, re.M)
     assert re.search(r"^limit +\d+\.\d +[+-]\d+\.\d ±\d", text, re.M)
     assert "The targets" in text
     for name in ("results.json", "bench.html", "B.md"):
@@ -70,13 +70,13 @@ def test_json_has_every_cell(done: Path) -> None:
     assert (values["split"], values["seed"], values["batch_sizes"]) == ("report", 3, [16, 64])
     assert {task["name"] for task in values["tasks"]} == {"fake/0", "fake/1", "control/0", "control/1"}
     methods = [m["name"] for m in values["methods"]]
-    assert methods == ["Source", "BatchStatistics", "EMA(0.1)", "Track", "Track + profile", "limit"]
-    assert len(values["cells"]) == 2 * (6 + 5) * 8 * 2  # no profile in the control
+    assert methods == ["Source", "BatchStatistics", "EMA(0.1)", "Domains", "Domains + profile", "ceiling", "limit"]
+    assert len(values["cells"]) == 2 * (7 + 6) * 11 * 2  # no profile in the control
     assert set(values["summaries"]) == {"fake", "control"}
-    assert len(values["targets"]) == 14
+    assert len(values["targets"]) == 18
     cells = read_cells(done / "cells.jsonl")
-    entry = next(c for c in values["cells"] if c["method"] == "Track" and c["stream"] == "mixed" and c["n"] == 16)
-    same = next(c for k, c in cells.items() if (k.task, k.stream, k.n, k.method) == ("fake/0", "mixed", 16, "Track"))
+    entry = next(c for c in values["cells"] if c["method"] == "Domains" and c["stream"] == "mixed" and c["n"] == 16)
+    same = next(c for k, c in cells.items() if (k.task, k.stream, k.n, k.method) == ("fake/0", "mixed", 16, "Domains"))
     assert entry["accuracy"] == pytest.approx(same.bits.mean(), abs=1e-5)
     assert entry["instances"] == len(same.bits)
     about = values["about"]
@@ -104,14 +104,14 @@ def test_the_command_in_the_report_makes_the_same_report(done: Path, tmp_path: P
 def test_markdown_says_what_is_needed(done: Path) -> None:
     text = (done / "B.md").read_text()
     for words in ("# Benchmarks", "seed 3", "normadapt bench --suite fake", "## `fake`", "## `control`",
-                  "negative control", "| **Track + profile** |", "### By stream", "### Cost",
+                  "negative control", "| **Domains + profile** |", "### By stream", "### Cost",
                   "### Batches to recover after a jump",
                   "Hyper-parameters of ours were chosen on dev only", "**regret**", "## The targets"):  # fmt: skip
         assert words in text
     assert "--markdown docs/BENCHMARKS.md" in text
     assert str(done) not in text
     widths = {line.count("|") for line in text.split("### By stream")[1].split("###")[0].splitlines() if "|" in line}
-    assert widths == {10}
+    assert widths == {13}
 
 
 def test_a_markdown_table_keeps_bars_inside_cells() -> None:
@@ -156,12 +156,12 @@ def test_the_page_holds_maps_curves_averages_and_targets(done: Path) -> None:
     values = json.loads((done / "results.json").read_text())
     scope = next(s for s in data["scopes"] if s["name"] == "fake")
     place = scope["streams"].index("mixed")
-    wanted = [("fake/0", "mixed", 16, "Track"), ("fake/1", "mixed", 16, "Track")]
+    wanted = [("fake/0", "mixed", 16, "Domains"), ("fake/1", "mixed", 16, "Domains")]
     cells = [c["accuracy"] for c in values["cells"] if (c["task"], c["stream"], c["n"], c["method"]) in wanted]
-    assert scope["accuracy"]["16"]["Track"][place] == pytest.approx(10_000 * sum(cells) / 2, abs=1)
+    assert scope["accuracy"]["16"]["Domains"][place] == pytest.approx(10_000 * sum(cells) / 2, abs=1)
     curve = next(c for c in data["curves"] if (c["task"], c["stream"], c["n"]) == ("fake/0", "continual", 16))
     assert [name for _, name in curve["marks"]] == ["bright", "faint"] * 4
-    assert set(curve["lines"]) >= {"Source", "Track + profile", "limit"}
+    assert set(curve["lines"]) >= {"Source", "Domains + profile", "limit"}
     assert 'data-scope="control"' in text
     assert "not run" in text
 
@@ -225,7 +225,7 @@ def test_list_names_suites_methods_and_how_to_install() -> None:
     assert re.search(r"^absent +missing", text, re.M)
     assert "-> python -m pip install something" in text
     assert "SchneiderPrior(16)" in text
-    assert re.search(r"^ +Track, no window *$", text, re.M)  # one to a line: their names have commas
+    assert re.search(r"^ +Domains, no shares *$", text, re.M)  # one to a line: their names have commas
     values = json.loads(_run("list", "--json").stdout)
     assert [s["ready"] for s in values["suites"]] == [True, True, False]
     assert values["streams"].keys() >= {"iid", "mixed"}

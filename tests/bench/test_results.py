@@ -16,7 +16,7 @@ from normadapt.bench.results import ALL, Place, Results, share_of_gain
 from normadapt.bench.runner import Plan, TaskInfo
 from normadapt.bench.speed import Jump, jumps, recovery
 from normadapt.bench.summary import Summary, summarize
-from normadapt.bench.targets import Target, targets
+from normadapt.bench.targets import BEFORE_SIZES, BEFORE_STREAMS, targets
 
 LENGTH = 200
 
@@ -29,7 +29,7 @@ def cell(task: str, stream: str, n: int, method: str, right: float | list[int], 
         bits = np.floor((np.arange(LENGTH) + 1) * right + 1e-9) > np.floor(np.arange(LENGTH) * right + 1e-9)
     key = Key(task, stream, n, method, "s", "report", 0, 1.0, "f")
     values: dict[str, Any] = {"seconds": 1.0, "batch_seconds": 0.3, "plain_seconds": 0.1, **more}
-    return Cell(key, bits, (len(bits),), values.pop("visits", (("a", len(bits)),)), **values)
+    return Cell(key, bits, (len(bits),), values.pop("visits", (("noise", len(bits)),)), **values)
 
 
 def info(suite: str, name: str, *, negative: bool = False, profile: bool = True) -> TaskInfo:
@@ -51,7 +51,8 @@ def results(
     )
 
 
-ROW = {"Source": 0.5, "BatchStatistics": 0.6, "EMA(0.1)": 0.55, "Track": 0.65, "Track + profile": 0.7, "limit": 0.8}
+ROW = {"Source": 0.5, "BatchStatistics": 0.6, "EMA(0.1)": 0.55, "Domains": 0.65, "Domains + profile": 0.7,
+       "ceiling": 0.75, "limit": 0.8}  # fmt: skip
 
 
 def _row(**changes: float) -> dict[str, float]:
@@ -66,7 +67,7 @@ def test_accuracies_regrets_and_shares() -> None:
     found = results({
         ("u", "iid", 1): _row(),
         ("u", "iid", 16): _row(BatchStatistics=0.75),
-        ("u", "clean", 1): dict.fromkeys(ROW, 0.9) | {"Track": 0.85},
+        ("u", "clean", 1): dict.fromkeys(ROW, 0.9) | {"Domains": 0.85},
         ("u", "clean", 16): dict.fromkeys(ROW, 0.9),
     })  # fmt: skip
     by = _summaries(found, "u")
@@ -76,10 +77,10 @@ def test_accuracies_regrets_and_shares() -> None:
     assert batch.by_stream == pytest.approx({"iid": 0.675, "clean": 0.9})
     assert batch.regret == pytest.approx(0.1 / 4)  # 0.1 behind ours at n = 1, best elsewhere
     assert (batch.worst, batch.worst_place) == (pytest.approx(0.1), Place("u", "iid", 1))
-    assert by["Track + profile"].worst == pytest.approx(0.05)  # behind batch statistics at n = 16
+    assert by["Domains + profile"].worst == pytest.approx(0.05)  # behind batch statistics at n = 16
     assert by["limit"].regret is not None  # the limit is no rival: the best rule's regret is 0
     assert by["limit"].regret < 0
-    assert by["Track"].clean_loss == pytest.approx({1: 0.05, 16: 0.0})
+    assert by["Domains"].clean_loss == pytest.approx({1: 0.05, 16: 0.0})
     assert batch.share == pytest.approx((0.7875 - 0.7) / (0.85 - 0.7))
     assert batch.cost == pytest.approx({1: 3.0, 16: 3.0})
     assert found.best(found.scope("u")) == ("BatchStatistics", pytest.approx(0.7875))
@@ -91,11 +92,11 @@ def test_against_ours_is_paired() -> None:
     interval = by["Source"].against_ours
     assert interval is not None
     assert interval.value == pytest.approx(-0.2)
-    assert by["Track + profile"].against_ours is None
-    assert by["Source"].against_track is not None
-    assert by["Source"].against_track.value == pytest.approx(-0.15)
-    same = results({("u", "iid", 1): _row(Track_profile=0.65)})
-    track = _summaries(same, "u")["Track"].against_ours
+    assert by["Domains + profile"].against_ours is None
+    assert by["Source"].against_plain is not None
+    assert by["Source"].against_plain.value == pytest.approx(-0.15)
+    same = results({("u", "iid", 1): _row(Domains_profile=0.65)})
+    track = _summaries(same, "u")["Domains"].against_ours
     assert track is not None
     assert (track.low, track.value, track.high) == (0, 0, 0)  # the same bits: no doubt at all
 
@@ -105,14 +106,14 @@ def test_a_single_block_gives_no_interval() -> None:
     assert all(entry.against_ours is None for entry in found.entries)
     assert all(summary.against_ours is None for summary in _summaries(found, "u").values())
     for entry in results({("u", "iid", LENGTH // 2): _row()}).entries:
-        assert (entry.against_ours is None) == (entry.method == "Track + profile")
+        assert (entry.against_ours is None) == (entry.method == "Domains + profile")
 
 
-def test_without_a_profile_ours_is_track() -> None:
-    row = {name: value for name, value in ROW.items() if name != "Track + profile"}
+def test_without_a_profile_ours_is_the_plain_one() -> None:
+    row = {name: value for name, value in ROW.items() if name != "Domains + profile"}
     found = results({("u", "iid", 1): row}, [info("u", "u", profile=False)])
-    assert found.ours(found.places) == "Track"
-    assert found.entries[0].against_ours == found.entries[0].against_track
+    assert found.ours(found.places) == "Domains"
+    assert found.entries[0].against_ours == found.entries[0].against_plain
 
 
 def test_all_suites_weigh_the_same_and_negative_controls_nothing() -> None:
@@ -211,77 +212,91 @@ def test_recovery_is_taken_from_continual_streams() -> None:
 # -- targets --------------------------------------------------------------------------------------------------------
 
 
-def _verdicts(found: Results) -> dict[tuple[str, str], list[Target]]:
-    lines: dict[tuple[str, str], list[Target]] = {}
-    for target in targets(found):
-        lines.setdefault((target.name, target.setting.split()[0]), []).append(target)
-    return lines
+SIZES = tuple(BEFORE_SIZES)
+SUITES = ("fashion-c", "activity", "usps-mnist", "usps-digits")
 
 
-STREAMS = ("iid", "mixed", "runs", "clean")
-
-
-def _fashion(**changes: float) -> dict[tuple[str, str, int], dict[str, float]]:
-    table = {("fashion-c", stream, n): _row(**changes) for stream in STREAMS for n in (1, 4)}
-    for n in (1, 4):
-        table["fashion-c", "clean", n] = dict.fromkeys(ROW, 0.9)
+def _judged(**changes: float) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Four suites on which all targets are reached, but for what `changes` adds to ours with a profile, by stream."""
+    table = {}
+    for suite in SUITES:
+        for stream in (*BEFORE_STREAMS, "imbalanced", "imbalanced-clean"):
+            for n in SIZES:
+                clean = stream.endswith("clean")
+                row = dict.fromkeys(ROW, 0.95) if clean else {**_row(), "Source": 0.2, "limit": 0.94}
+                if not clean:
+                    row["Domains + profile"] = row["Domains"] = 0.92
+                if stream in changes:
+                    row["Domains + profile"] += changes[stream]
+                table[suite, stream, n] = row
     return table
 
 
 def test_targets_that_are_reached() -> None:
-    found = _verdicts(results(_fashion()))
-    assert all(t.reached for key, lines in found.items() if key[1] == "with" and key[0] != "negative controls"
-               for t in lines if t.reached is not None)  # fmt: skip
-    average = found["average", "with"][0]
-    assert average.measured == "+7.50 (fashion-c, BatchStatistics)"
-    assert [t.reached for t in found["average", "without"]] == [True, None]  # no other suite was run
-    assert [t.reached for t in found["negative controls", "without"]] == [None]
+    found = targets(results(_judged()))
+    assert {t.name for t in found if t.reached is None} == {"negative controls"}
+    assert [t for t in found if t.reached is False] == []
+    by = {(t.name, t.setting): t for t in found}
+    assert by["each stream", "with a profile"].measured == "+2.50 (clean)"
+    assert by["shifted, 90 % one class", "with a profile"].measured == "+72.00 (fashion-c)"
+    assert by["n = 1 against n = 64", "without a profile"].measured == "+0.00 (fashion-c)"
 
 
-def test_targets_that_are_missed() -> None:
-    table = _fashion(Track=0.6)
-    table["fashion-c", "clean", 1] = {**table["fashion-c", "clean", 1], "Track + profile": 0.89}
-    table["fashion-c", "runs", 4] = {**table["fashion-c", "runs", 4], "EMA(0.1)": 0.72}
-    found = _verdicts(results(table))
-    assert [t.reached for t in found["average", "without"]] == [False, None]
-    clean = found["clean", "with"]
-    assert [t.reached for t in clean] == [True, False]  # n = 4, n = 1
-    assert clean[1].measured == "-1.00 (fashion-c, n = 1)"
-    correlated = found["label-correlated", "with"][0]
-    assert not correlated.reached
-    assert correlated.measured == "-2.00 (fashion-c, EMA(0.1), n = 4)"
+@pytest.mark.parametrize(
+    ("stream", "change", "missed"),
+    [("mixed", -0.04, {"mixed"}), ("iid", -0.35, {"each stream"}), ("clean", -0.002, {"clean"}),
+     ("imbalanced-clean", -0.004, {"clean, 90 % one class"}), ("imbalanced", -0.35, {"shifted, 90 % one class"})],
+)  # fmt: skip
+def test_targets_that_are_missed(stream: str, change: float, missed: set[str]) -> None:
+    found = targets(results(_judged(**{stream: change})))
+    assert {t.name for t in found if t.reached is False and t.setting == "with a profile"} == missed
+    assert not [t for t in found if t.reached is False and t.setting == "without a profile"]
 
 
-def test_what_was_set_for_all_suites_is_asked_of_each_and_of_all_together() -> None:
-    table = _fashion()
-    for (_, stream, n), row in list(table.items()):
-        if stream != "clean":
-            table["u", stream, n] = {k: v for k, v in row.items() if k != "Track + profile"} | {
-                "Track": row["EMA(0.1)"] - 0.04
-            }
-    found = _verdicts(results(table, [info("fashion-c", "fashion-c"), info("u", "u", profile=False)]))
-    row = table["fashion-c", "iid", 1]
-    best = max(value for name, value in row.items() if name not in ("Track", "Track + profile", "limit"))
-    ahead, behind = row["Track"] - best, table["u", "iid", 1]["Track"] - best
-    for name in ("each batch size", "mixed", "label-correlated"):
-        each, together = found[name, "without"]
-        assert ", in every suite" in each.wanted
-        assert ", over all suites" in together.wanted
-        assert float(each.measured.split()[0]) == pytest.approx(100 * behind, abs=0.01)
-        assert not each.reached
-        if name == "mixed":
-            assert float(together.measured.split()[0]) == pytest.approx(50 * (ahead + behind), abs=0.01)
-            assert together.measured.split("(")[1].startswith("all suites")
+def test_small_batches_are_compared_below_their_own_limit() -> None:
+    table = _judged()
+    for suite in SUITES:
+        for stream in BEFORE_STREAMS:
+            row = table[suite, stream, 1]
+            table[suite, stream, 1] = {**row, "limit": row["limit"] + 0.02}
+    (line, _) = (t for t in targets(results(table)) if t.name == "n = 1 against n = 64")
+    assert line.measured == "-1.60 (fashion-c)"  # 0.02 in eight streams of ten
+    assert line.reached is False
 
 
-def test_every_negative_cell_counts() -> None:
-    table = _fashion()
-    row = {name: 0.9 for name in ROW if name != "Track + profile"}
+def test_hard_shifts_are_told_by_their_names() -> None:
+    table = _judged()
+    visits = (("contrast", 50), ("fog", 100), ("gaussian_noise", 50))
+    cells = results(table).cells
+    found = [
+        replace(cell, visits=visits, bits=np.array([i < 50 or i >= 150 for i in range(200)]) == (name != "Source"))
+        if place.stream == "imbalanced" and place.task == "fashion-c" and name in ("Source", "Domains + profile")
+        else cell
+        for place, row in cells.items()
+        for name, cell in row.items()
+    ]
+    judged = results(table)
+    line = next(t for t in targets(Results(judged.plan, judged.tasks, found)) if t.name.startswith("shifted"))
+    assert line.measured == "+100.00 (fashion-c)"
+
+
+@pytest.mark.parametrize("change", [{"split": "dev"}, {"batch_sizes": (1, 4)}, {"streams": ("iid",)}])
+def test_what_was_not_run_as_then_is_not_compared_with_the_rule_before(change: dict[str, Any]) -> None:
+    lines = targets(results(_judged(), **change)) if "streams" not in change else targets(results(
+        {place: row for place, row in _judged().items() if place[1] == "iid"}))  # fmt: skip
+    assert all(t.measured == "not run" for t in lines if "Track" in t.wanted)
+
+
+def test_negative_controls_say_their_worst_cell() -> None:
+    table = _judged()
+    row = {name: 0.9 for name in ROW if name != "Domains + profile"}
     table["crepe", "iid", 1] = row
-    table["crepe", "runs", 4] = {**row, "Track": 0.88}
-    tasks = [info("fashion-c", "fashion-c"), info("crepe", "crepe", negative=True, profile=False)]
-    found = _verdicts(results(table, tasks))["negative controls", "without"][0]
-    assert (found.reached, found.measured) == (False, "-2.00 (crepe, runs, n = 4)")
+    table["crepe", "runs", 4] = {**row, "Domains": 0.88}
+    tasks = [*(info(suite, suite) for suite in SUITES), info("crepe", "crepe", negative=True, profile=False)]
+    lines = {t.setting: t for t in targets(results(table, tasks)) if t.name == "negative controls"}
+    assert lines["without a profile"].measured == "-1.00 (crepe; worst cell -2.00: runs, n = 4)"
+    assert lines["without a profile"].reached is False
+    assert lines["with a profile"].reached is None
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------

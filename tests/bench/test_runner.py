@@ -29,6 +29,7 @@ class Counting:
     """Answers as the model does, and notes the length of each batch; the setting is part of its name."""
 
     setting: int = 0
+    modules: tuple[str, ...] = ()
 
     def __call__(self, model: nn.Module, profile: Any) -> Callable[[Tensor], Any]:
         CALLS.append(0)  # a fresh model
@@ -42,6 +43,8 @@ class Counting:
 
 @dataclass(frozen=True)
 class Failing:
+    modules: tuple[str, ...] = ()
+
     def __call__(self, model: nn.Module, profile: Any) -> Callable[[Tensor], Any]:
         def answer(batch: Tensor) -> Any:
             raise RuntimeError("two\nlines")
@@ -76,7 +79,7 @@ def _by(cells: list[Cell]) -> dict[tuple[str, str, int, str], Cell]:
 def test_every_cell_of_the_plan_is_there_and_right() -> None:
     plan = _plan(streams=tuple(STREAMS))
     tasks, cells = run_plan(plan)
-    assert len(cells) == len({c.key for c in cells}) == 2 * len(STREAMS) * 2 * 3
+    assert len(cells) == len({c.key for c in cells}) == 2 * len(STREAMS) * 2 * 4
     assert [t.name for t in tasks] == ["fake/0", "fake/1"]
     assert all(t.profile and t.clean and not t.negative for t in tasks)
     task = Fake().tasks("report", 0)[0]
@@ -118,7 +121,7 @@ def test_batches_are_as_asked_and_the_last_one_is_kept() -> None:
 
 
 def test_profiles_are_used_only_where_they_are() -> None:
-    methods = (METHODS["Track + profile"],)
+    methods = (METHODS["Domains + profile"],)
     tasks, cells = run_plan(_plan(suites=(Fake(), Control()), methods=methods, streams=("clean",), batch_sizes=(16,)))
     assert {c.key.task for c in cells} == {"fake/0", "fake/1"}
     assert [t.profile for t in tasks] == [True, True, False, False]

@@ -9,6 +9,8 @@ import torch
 from bench.fake import FakeTask, data
 from normadapt.bench.streams import (
     CLEAN,
+    LONG,
+    MAJORITY,
     MIXED,
     PER_SHIFT,
     RUN_LENGTHS,
@@ -21,6 +23,8 @@ from normadapt.bench.streams import (
 from normadapt.bench.suites.base import Domain, Task
 
 SHIFTS = tuple("abcdefgh")
+OLDER = {"iid": 18167359, "continual": 144837129, "gradual": 111986472, "mixed": 200199523, "runs": 20527804,
+         "dirichlet": 20348961, "continual-runs": 145604642, "clean": 199863787}  # fmt: skip
 SIZE = 90
 
 
@@ -70,7 +74,7 @@ def test_instances_come_without_replacement_until_all_were_seen(name: str) -> No
     for domain in {*_names(stream)}:
         seen = np.concatenate([s.index[s.domain == list(s.domains).index(domain)] for s in stream.segments
                                if domain in s.domains])  # fmt: skip
-        if name in ("runs", "continual-runs"):  # without replacement within a class
+        if name in ("runs", "continual-runs", "imbalanced", "imbalanced-clean"):  # without replacement within a class
             for label in range(3):
                 counts = np.bincount(seen[seen % 3 == label], minlength=SIZE)[label::3]
                 assert counts.max() - counts.min() <= 1
@@ -82,7 +86,8 @@ def test_instances_come_without_replacement_until_all_were_seen(name: str) -> No
 @pytest.mark.parametrize(
     ("name", "segments", "each"),
     [("iid", 8, PER_SHIFT), ("runs", 9, PER_SHIFT), ("dirichlet", 9, PER_SHIFT), ("continual", 1, 8 * PER_SHIFT),
-     ("continual-runs", 1, 8 * PER_SHIFT), ("mixed", 1, MIXED), ("clean", 1, CLEAN), ("gradual", 1, 7 * PER_SHIFT)],
+     ("continual-runs", 1, 8 * PER_SHIFT), ("mixed", 1, MIXED), ("clean", 1, CLEAN), ("gradual", 1, 7 * PER_SHIFT),
+     ("long", 1, 3 * LONG), ("imbalanced", 8, PER_SHIFT), ("imbalanced-clean", 4, PER_SHIFT)],
 )  # fmt: skip
 def test_lengths(name: str, segments: int, each: int) -> None:
     stream = _build(name)
@@ -147,6 +152,31 @@ def test_mixed_draws_every_domain_for_every_instance() -> None:
     counts = np.array([names.count(name) for name in SHIFTS])
     assert abs(counts - MIXED / 8).max() < 5 * (MIXED / 8) ** 0.5
     assert np.mean([a == b for a, b in pairwise(names)]) < 0.2
+
+
+def test_long_visits_three_shifts() -> None:
+    assert [(name, len(list(run))) for name, run in groupby(_names(_build("long")))] == [
+        (name, LONG) for name in ("a", "c", "e")
+    ]
+    assert [name for name, _ in groupby(_names(_build("long", _task(("a", "b")))))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "domains"), [("imbalanced", list(SHIFTS)), ("imbalanced-clean", ["z"] * 4)])
+def test_imbalanced_streams_are_mostly_of_one_class_in_random_order(name: str, domains: list[str]) -> None:
+    stream = _build(name)
+    assert [segment.domains for segment in stream.segments] == [(domain,) for domain in domains]
+    for i, labels in enumerate(_labels(stream)):
+        counts = np.bincount(labels, minlength=3) / len(labels)
+        assert counts[i % 3] == pytest.approx(MAJORITY, abs=0.06)
+        assert min(counts) > 0.01
+        assert max(len(list(run)) for label, run in groupby(labels) if label != i % 3) < 6
+    assert build_stream("imbalanced-clean", _task(clean=None), "report", 0, 1.0) is None
+
+
+def test_the_draws_of_older_streams_do_not_change() -> None:
+    """A stream is drawn by its own name: what other streams there are does not matter."""
+    sums = {name: int(sum((s.index * np.arange(len(s))).sum() for s in _build(name).segments)) for name in OLDER}
+    assert sums == OLDER
 
 
 def test_gradual_goes_up_and_down_the_ramp() -> None:

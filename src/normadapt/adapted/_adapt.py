@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapted import reporting
-from normadapt.layers.batches import batch_length, check_loader, check_model, moved_item, split_item
-from normadapt.profiles.rehearsals import Rehearsal
-from normadapt.errors import NormadaptError, SnapshotError, UnsupportedLayerError
-from normadapt.adapted.forward import Answered, answer
-from normadapt.adapted.start import Start
-from normadapt.layers.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
-from normadapt.adapted.observation import Observation, Observer, Observers, Seen
 from normadapt.adapted.domain_reports import domain_reports
+from normadapt.adapted.forward import answer
+from normadapt.adapted.observation import Observation, Observer, Observers, Seen
+from normadapt.adapted.persistence import read_snapshot, take_snapshot
 from normadapt.adapted.rule import Domains, Memory
+from normadapt.adapted.settings import DEFAULT_STREAM, current, use
+from normadapt.adapted.start import Start
+from normadapt.adapted.streams import PER_INSTANCE, Stream, install, new_stream
+from normadapt.adapted.trees import map_tensors
 from normadapt.domains.bank import Bank, Domain
-from normadapt.reports.domain_report import DomainReport
+from normadapt.errors import NormadaptError, SnapshotError, UnsupportedLayerError
+from normadapt.layers.batches import batch_length, check_loader, check_model, moved_item, split_item
+from normadapt.layers.hooks import SiteHook, are_profiled, hooked_copy, outside_autograd, plain_copy
 from normadapt.layers.policy import Policy, Source
 from normadapt.layers.predictions import Predictions
-from normadapt.profiles.source_profile import SourceProfile
-from normadapt.reports.report import Report
-from normadapt.adapted.persistence import read_snapshot, take_snapshot
-from normadapt.adapted.settings import DEFAULT_STREAM, current, use
 from normadapt.layers.sites import Fingerprint, Site, fingerprint
-from normadapt.adapted.trees import map_tensors
-from normadapt.adapted.streams import PER_INSTANCE, Stream, install, new_stream
+from normadapt.profiles.rehearsals import Rehearsal
+from normadapt.profiles.source_profile import SourceProfile
+from normadapt.reports.domain_report import DomainReport
+from normadapt.reports.report import Report
 
 
 class Held(NamedTuple):
@@ -234,7 +234,9 @@ class AdaptedModel(nn.Module):
             NormadaptError: If there is a source profile, or the loader yields fewer than 16 finite instances.
         """
         if self._profiled or not isinstance(self.policy, Domains):
-            raise NormadaptError("rehearse() is for Domains without a source profile -> adapt(model), then rehearse(loader)")
+            raise NormadaptError(
+                "rehearse() is for Domains without a source profile -> adapt(model), then rehearse(loader)"
+            )
         check_loader(loader, "rehearse()")
         given = list(loader)
         items = [moved_item(split_item(item), self.model) for item in given]
@@ -348,7 +350,8 @@ class AdaptedModel(nn.Module):
             records = stream.records
             if domain is not None:
                 windows = self._domain(stream, domain).windows
-                records = [r._replace(buffers=w.ready) for r, w in zip(records, windows, strict=True)] if windows else records
+                own = [w.ready for w in windows] or [hook.source.original for hook in self._hooks]
+                records = [r._replace(buffers=buffers) for r, buffers in zip(records, own, strict=True)]
             layers = 0 if domain is not None else sum(record.status.endswith(PER_INSTANCE) for record in records)
             if layers:
                 warnings.warn(
@@ -414,12 +417,14 @@ class AdaptedModel(nn.Module):
             self._streams[name] = stream._replace(memory=memory)
 
     def _domain(self, stream: Stream, domain: int | str) -> Domain:
-        known = stream.memory.bank.domains if isinstance(stream.memory, Memory) else ()
-        for found in known:
-            if domain == found.number or (isinstance(domain, str) and domain and domain == found.name):
-                return found  # type: ignore[no-any-return]
-        names = ", ".join(repr(found.name) if found.name else str(found.number) for found in known)
-        raise KeyError(f"no domain {domain!r} in this stream; there are {names or 'none'}")
+        names: list[str] = []
+        if isinstance(stream.memory, Memory):
+            bank = stream.memory.bank
+            for found in bank.domains:
+                if domain in (found.number, bank.name_of(found)):
+                    return found
+            names = [repr(bank.name_of(found)) for found in bank.domains]
+        raise KeyError(f"no domain {domain!r} in this stream; there are {', '.join(names) or 'none'}")
 
     def _known(self, stream: Stream) -> SourceProfile | None:
         """What is known of the source: the profile, or what the stream itself was rehearsed on."""
@@ -479,7 +484,9 @@ class AdaptedModel(nn.Module):
                 like = hook.source.original[0]
                 mean, variance = record.buffers
                 records.append(_moved(record, like.device)._replace(buffers=(mean.to(like), variance.to(like))))
-            self._streams[name] = Stream(records, _moved(stream.memory, like.device))
+            memory = stream.memory
+            moved = memory.moved(like.device) if isinstance(memory, Memory) else _moved(memory, like.device)
+            self._streams[name] = Stream(records, moved)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -504,7 +511,7 @@ def _learned(stream: Stream, start: Start) -> Stream:
 
 
 def _named(bank: Bank, found: Domain, name: str) -> Bank:
-    if any(other.name == name and other.number != found.number for other in bank.domains):
+    if any(bank.name_of(other) == name and other.number != found.number for other in bank.domains):
         raise ValueError(f"another domain of this stream is named {name!r}")
     return bank.with_domain(found._replace(name=name))
 
@@ -585,7 +592,11 @@ def adapt(
         raise TypeError(f"policy must be a normadapt.Policy with a step of its own; got {policy!r}")
     check_model(model, "adapt()")
     if profile is not None and not isinstance(profile, SourceProfile):
-        hint = "pass a policy by name: policy=..." if isinstance(profile, Policy) else "read a file with SourceProfile.load"
+        hint = (
+            "pass a policy by name: policy=..."
+            if isinstance(profile, Policy)
+            else "read a file with SourceProfile.load"
+        )
         raise TypeError(f"adapt() needs a SourceProfile as profile, got {type(profile).__name__} -> {hint}")
     if any(isinstance(module, AdaptedModel) for module in model.modules()):
         raise UnsupportedLayerError(

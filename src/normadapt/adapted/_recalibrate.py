@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from normadapt.adapted._adapt import adapt
-from normadapt.layers.batches import batch_length, check_loader, iterates_once, run_model, split_length
 from normadapt.errors import NormadaptError
+from normadapt.layers.batches import batch_length, check_loader, iterates_once, run_model, split_length
 from normadapt.layers.hooks import SiteHook, hooked_copy, plain_copy
+from normadapt.layers.moments import Evidence, gather_evidence
 from normadapt.layers.policy import Source, standardize, unstandardize
 from normadapt.profiles.source_profile import SourceProfile
 from normadapt.types import LocationScale
-from normadapt.layers.moments import Evidence, gather_evidence
 
 _LOG = logging.getLogger("normadapt")
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from normadapt.layers.moments import InstanceMoments
 from normadapt.adapted.streams import Record
+from normadapt.layers.moments import InstanceMoments
 
 
 class Seen(NamedTuple):

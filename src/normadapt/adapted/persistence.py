@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from normadapt.errors import SnapshotError
-from normadapt.layers.policy import NO_DIAGNOSTICS, Diagnostics
-from normadapt.layers.hooks import SiteHook, are_profiled
-from normadapt.layers.sites import Fingerprint
-from normadapt.adapted.trees import flatten, rebuild, text
 from normadapt.adapted.streams import Record, Stream
+from normadapt.adapted.trees import flatten, rebuild, text
+from normadapt.errors import SnapshotError
+from normadapt.layers.hooks import SiteHook, are_profiled
+from normadapt.layers.policy import NO_DIAGNOSTICS
+from normadapt.layers.sites import Fingerprint
 
 FORMAT = 2
 """Raised whenever an older state can no longer be read."""
@@ -33,8 +33,7 @@ def take_snapshot(
         flat.update(flatten(name, f"stream|{index}|name"))
         flat.update(flatten(stream.memory, f"stream|{index}|memory"))
         for hook, record in zip(hooks, stream.records, strict=True):
-            kept = record._replace(told=record.told if isinstance(record.told, Diagnostics) else None)
-            flat.update(flatten(kept, f"stream|{index}|site|{hook.site.name}"))
+            flat.update(flatten(record._replace(told=record.diagnostics), f"stream|{index}|site|{hook.site.name}"))
     return flat
 
 
@@ -67,6 +66,8 @@ def read_snapshot(
     for index in range(int(rebuild(state, "streams", None))):
         prefix = f"stream|{index}|"
         found = _behind(state, keys, prefix + "memory")
+        if not found and prefix + "memory~" not in state and policy.memory is not None:
+            raise SnapshotError(f"the snapshot has no entry {prefix + 'memory'!r}")
         memory = rebuild(found, prefix + "memory", policy.memory) if found else None
         sites = [(f"{prefix}site|{hook.site.name}", hook) for hook in hooks]
         records = [_record(_behind(state, keys, name), name, policy, hook) for name, hook in sites]

@@ -5,17 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normadapt.adapted.streams import Record
 from normadapt.asymptotics.quadratic import tail_from_cumulants
-from normadapt.reports.confidence import risk_parts, weight_interval
 from normadapt.layers.hooks import SiteHook
 from normadapt.layers.policy import Policy, standardize
+from normadapt.reports.confidence import risk_parts, weight_interval
 from normadapt.reports.domain_report import DomainReport
 from normadapt.reports.report import Interval, Report, SiteReport
-from normadapt.adapted.streams import Record
 
 
 def describe(
-    model_name: str, policy: Policy, stream: str, adapting: bool, hooks: list[SiteHook], records: list[Record],
+    model_name: str,
+    policy: Policy,
+    stream: str,
+    adapting: bool,
+    hooks: list[SiteHook],
+    records: list[Record],
     domains: tuple[DomainReport, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Report:

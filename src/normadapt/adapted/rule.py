@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normadapt.adapted.trees import Each
-from normadapt.adapted.window_report import diagnostics_of
+from normadapt.adapted.trees import Each, EachValue, map_tensors
+from normadapt.adapted.window_report import Told
 from normadapt.domains import class_draws
 from normadapt.domains.bank import Bank, BankSettings, Domain, assign, empty_bank, merge_order
 from normadapt.domains.change import Change
 from normadapt.domains.class_draws import ClassDraws, Draws, draws_of
 from normadapt.domains.describe import describe, first_moments, only_input
+from normadapt.domains.places import Places
 from normadapt.layers.moments import Evidence, InstanceMoments
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
+from normadapt.layers.reference import Reference
 from normadapt.profiles.rehearse import grouped, standardized
 from normadapt.profiles.source_profile import SiteProfile, SourceProfile
-from normadapt.weights.matrix import Reading, WeightSettings, weigh
+from normadapt.weights.matrix import Reading, SitePrior, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
 _YOUNG = 64.0  # instances: a window below counts the present batch before the batch is answered
-_LOOKED_AT = 256.0  # instances: of those in an older domain this many in every e-fold are looked at behind the first site
+_LOOKED_AT = (
+    256.0  # instances: of those in an older domain this many in every e-fold are looked at behind the first site
+)
 _GROWTH = 1.1  # a window is weighed again when it has grown by a tenth
 _LOUD = 1e4  # an instance with a mean square this many times the source variance at the first site is absurd
 _STILL = 1e-6  # variance, in source units, below which an input is one grey
@@ -53,6 +57,14 @@ class Memory(NamedTuple):
         bank = empty_bank(places.scatter.numel(), places.centre.numel(), has_source=has_source)
         return cls(bank, class_draws.FIRST, None if has_source else profile)
 
+    def moved(self, device: torch.device) -> Memory:
+        """The same with its windows on a device; all else stays on the CPU."""
+        domains = tuple(
+            domain._replace(windows=map_tensors(domain.windows, lambda tensor: tensor.to(device)))
+            for domain in self.bank.domains
+        )
+        return self._replace(bank=self.bank._replace(domains=domains))
+
     def relearned(self, profile: SourceProfile) -> Memory:
         """The same with another `learned`: evidence stays, and domains lie where its places have them."""
         places, bank = profile.places, self.bank
@@ -61,21 +73,26 @@ class Memory(NamedTuple):
         fresh = Memory.begun(profile, has_source=False).bank
         domains = []
         for domain in bank.domains:
-            if domain.look.numel() >= places.centre.numel() and domain.count > 0:
-                place = places.of((domain.look / domain.count).unsqueeze(0))[0]
+            # Of what was not looked at so far, a domain is taken to have as much as the first inputs.
+            look = torch.cat((domain.look, places.centre[domain.look.numel() :] * domain.count))
+            if domain.count > 0:
+                place = places.of((look[: places.centre.numel()] / domain.count).unsqueeze(0))[0]
             else:
                 place = fresh.recent.new_zeros(places.scatter.numel())
-            look = domain.look if domain.look.numel() else fresh.domains[0].look
             domains.append(domain._replace(place=place, pull=place * domain.count, weight=domain.count, look=look))
         bank = bank._replace(domains=tuple(domains), recent=fresh.recent, stay=0, last=fresh.last)
         return Memory(bank, self.draws, profile)
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)
-_WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE)
+_WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, (_NONE, _NONE))
 _ANSWERS = ClassDraws(0.0, _NONE, 0.0, 0.0, 0.0, _NONE)
 _DOMAIN = Domain(0, "", 0.0, 0.0, 0.0, _NONE, _NONE, 0.0, _NONE, 0.0, _ANSWERS, Each((_WINDOW,)))
-_MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0))
+_SITE = SiteProfile(
+    0, _NONE, _NONE, Reference(_NONE, _NONE), SitePrior(*[_NONE] * len(SitePrior._fields)), *[_NONE] * 3
+)
+_LEARNED = SourceProfile("", "", 0, _NONE, EachValue({"": _SITE}), Places(*[_NONE] * len(Places._fields)))
+_MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0), _LEARNED)
 
 
 class Group(NamedTuple):
@@ -133,7 +150,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Domains(Policy):
-    """Recognize which domain each instance is of, and normalize it by the statistics that its domain's evidence supports.
+    """Recognize which domain each instance is of, and normalize it by the statistics that its evidence supports.
 
     With a source profile the source is domain 0, and the other domains are found as they come. One setting serves every
     batch size and every stream.
@@ -151,8 +168,8 @@ class Domains(Policy):
         This project's own (docs/THEORY.md, section 8); its scalar case: Kimura (2025), arXiv 2505.16257.
     """
 
-    bank: BankSettings = BankSettings()
-    weights: WeightSettings = WeightSettings()
+    bank: BankSettings = field(default_factory=BankSettings)
+    weights: WeightSettings = field(default_factory=WeightSettings)
     max_weight: float = 1.0
 
     memory: ClassVar[Any] = _MEMORY
@@ -162,13 +179,14 @@ class Domains(Policy):
             raise ValueError(f"max_weight must lie in [0, 1]; got {self.max_weight!r}")
 
     def __repr__(self) -> str:
-        usual = type(self).__dataclass_fields__
-        changed = [f"{name}={getattr(self, name)!r}" for name, f in usual.items() if getattr(self, name) != f.default]
+        usual = {"bank": BankSettings(), "weights": WeightSettings(), "max_weight": 1.0}
+        changed = [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
         return f"Domains({', '.join(changed)})"
 
     def step(self, state: State, evidence: Evidence, source: Source) -> tuple[State, Statistics]:
         """At the first site recognize the batch's domains; at each, add to their windows and weigh these."""
         batch: Batch | None = evidence.upstream
+        first = batch is None
         if batch is None:
             if source.profile is None and evidence.memory is None:
                 return state, Statistics(ready=source.original, status="starting")
@@ -180,8 +198,9 @@ class Domains(Policy):
         if values is None:
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
-        statistics = self._statistics(used, batch, source, values.shape[1])
-        return state, statistics._replace(carry=batch)
+        statistics = self._statistics(used, batch, source, evidence.count)
+        behind = None if batch.looks or not first else partial(self._settled, batch)
+        return state, statistics._replace(carry=batch, behind=behind)
 
     # -- recognize -----------------------------------------------------------------------------------------------
 
@@ -189,6 +208,11 @@ class Domains(Policy):
         memory: Memory = evidence.memory or Memory.begun(source.profile, has_source=True)
         profile: SourceProfile = memory.learned or source.profile
         places = profile.places
+        rows = _instances_in(evidence)
+        if rows is None:  # some rows of an instance are gone: what is left is no evidence
+            group = Group(memory.bank.now, None, torch.zeros(0, dtype=torch.long), 0)
+            return Batch(profile, memory, [group], 0, True)
+        evidence = evidence._replace(count=rows, instances=InstanceMoments(grouped(evidence.instances.values, rows)))
         if source.name != profile.place_site or not places.scatter.numel():  # nothing tells domains apart
             bank, now = memory.bank, memory.bank.domain(memory.bank.now)
             seen, look = bank.seen + evidence.count, now.look
@@ -198,7 +222,11 @@ class Domains(Policy):
             now = now._replace(count=now.count + evidence.count, last=seen, look=look)
             bank = bank.with_domain(now)._replace(seen=seen)
             batch = Batch(
-                profile, memory._replace(bank=bank), [Group(now.number, None, None, evidence.count)], evidence.count, True
+                profile,
+                memory._replace(bank=bank),
+                [Group(now.number, None, None, evidence.count)],
+                evidence.count,
+                True,
             )
             batch.readings[now.number] = self._reading(now, memory.draws, profile)
             return batch
@@ -215,6 +243,7 @@ class Domains(Policy):
             credit = domain.credit + count * min(1.0, _LOOKED_AT / max(domain.count, 1.0))
             if credit >= count > 0:
                 looks, credit = True, credit - count
+            looks = looks or not domain.windows
             bank = bank.with_domain(domain._replace(credit=credit))
             groups.append(Group(number, _rows(mine), _rows(admitted), count))
         batch = Batch(profile, memory._replace(bank=bank), groups, evidence.count, looks)
@@ -234,7 +263,7 @@ class Domains(Policy):
         x = only_input(evidence.arguments) if profile.input_mean.numel() else None
         if x is None:
             return moments, ~loud.numpy()
-        if evidence.kept is not None:
+        if evidence.kept is not None and len(evidence.kept) == len(x):
             x = x[evidence.kept]
         described = describe(standardized(x.detach(), profile.input_mean, profile.input_deviation)).cpu()
         contrast = described[:, 1]
@@ -284,6 +313,12 @@ class Domains(Policy):
             batch.windows[key] = window
         return window
 
+    def _settled(self, batch: Batch, source: Source, rows: int) -> Statistics:
+        """What a site behind the first normalizes with when it is not looked at."""
+        if source.name not in batch.profile.sites or rows % batch.count:
+            return Statistics(carry=batch)
+        return self._statistics([batch.window(group.number, source) for group in batch.groups], batch, source, rows)
+
     def _weighed(self, window: Window, batch: Batch, number: int, site: SiteProfile, source: Source) -> Window:
         reading, draws = batch.readings[number], batch.memory.draws
         squares = 0.0
@@ -305,21 +340,24 @@ class Domains(Policy):
             self.weights,
         )
         ready = site.reference.buffers(self.max_weight * found.shift, source)
-        return Window(window.count, window.sums, window.count, *found, *ready)
+        return Window(window.count, window.sums, window.count, *found, ready)
 
     def _statistics(self, used: Sequence[Window], batch: Batch, source: Source, rows: int) -> Statistics:
         """What a site normalizes with: its domain's statistics, or each instance its own domain's."""
         now = batch.window(batch.memory.bank.now, source)
         status = "source" if now.weighed == 0 else "tracking"
         site = on_device(batch.profile, source.mean.device)[source.name]
-        told = None if now.weighed == 0 else cache(partial(diagnostics_of, now, site, source))
+        told = None if now.weighed == 0 else Told(now, site, source)
         if len(used) == 1:
             return Statistics(ready=used[0].ready, diagnostics=told, status=status)
         mean = torch.empty(batch.count, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
         variance = torch.empty_like(mean)
         for group, window in zip(batch.groups, used, strict=True):
             chosen = slice(None) if group.rows is None else group.rows.to(mean.device)
-            mean[chosen], variance[chosen] = window.mean.double(), window.variance.double()
+            mean[chosen], variance[chosen] = window.ready[0].double(), window.ready[1].double()
+        parts = rows // batch.count  # of an instance, such as views
+        if parts > 1:
+            mean, variance = mean.repeat_interleave(parts, 0), variance.repeat_interleave(parts, 0)
         return Statistics(ready=now.ready, instances=(mean, variance), diagnostics=told, status=status)
 
     # -- after the answer ----------------------------------------------------------------------------------------
@@ -347,13 +385,23 @@ class Domains(Policy):
             p = probabilities.detach().cpu().double()
             finite = p.isfinite().all(1)
             for group in batch.groups:
-                rows = torch.arange(len(p)) if group.rows is None else group.rows
+                rows = torch.arange(len(p)) if group.admitted is None else group.admitted
                 mine = p[rows[finite[rows]]]
                 if len(mine) and mine.shape[1] == profile.class_frequencies.numel():
                     domain = bank.domain(group.number)
                     bank = bank.with_domain(domain._replace(answers=class_draws.after(domain.answers, mine)))
             draws = draws_of((domain.answers for domain in bank.domains), profile.class_frequencies)
         return states, batch.memory._replace(bank=bank, draws=draws)
+
+
+def _instances_in(evidence: Evidence) -> int | None:
+    """How many instances the rows of a site's evidence are of; None where they are not whole instances."""
+    args, kwargs = evidence.arguments
+    length = next((len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), 0)
+    every = evidence.count if evidence.kept is None else len(evidence.kept)
+    if length == 0 or every % length or every == length:
+        return evidence.count
+    return length if evidence.kept is None else None
 
 
 def _rows(mask: np.ndarray[Any, Any]) -> Tensor | None:

@@ -177,7 +177,9 @@ class Start:
             arguments: Those of the batch that is to be answered.
             predictions: As for `adapt`.
         """
-        tensors = (value for value in (*arguments[0], *arguments[1].values()) if isinstance(value, Tensor) and value.dim())
+        tensors = (
+            value for value in (*arguments[0], *arguments[1].values()) if isinstance(value, Tensor) and value.dim()
+        )
         rows = next((value.shape[0] for value in tensors), 0)
         if self.done or rows == 0:
             return
@@ -188,9 +190,7 @@ class Start:
 
     # -- the inputs as they are ----------------------------------------------------------------------------------
 
-    def _gather(
-        self, model: nn.Module, arguments: Arguments, rows: int, predictions: Predictions | None
-    ) -> None:
+    def _gather(self, model: nn.Module, arguments: Arguments, rows: int, predictions: Predictions | None) -> None:
         looking = Looking()
         output = self._run(model, looking, arguments)
         finite = torch.ones(rows, dtype=torch.bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from normadapt.types import Buffers
 
 PER_INSTANCE = ", per instance"
 """Ends the status of a site that gives instances statistics of their own."""
+
+
+Behind: TypeAlias = Callable[[Source, int], Statistics]
+"""See `Statistics.behind`."""
 
 
 class Record(NamedTuple):
@@ -74,7 +78,8 @@ class Pass:
         self.rows = 0
         self.moments: list[InstanceMoments | None] | None = [None] * len(self.records) if watched else None
         self._arguments = arguments
-        self._behind: Sequence[Statistics] | None = None
+        self._behind: Behind | None = None
+        self._here = 0
         self._calls = [0] * len(self.records)
         self._had_evidence = False
 
@@ -99,7 +104,7 @@ class Pass:
         """Adapt one site to its input; returns a per-instance affine map (scale, offset) (n, C) if one is needed."""
         index = hook.index
         if self._behind is not None:
-            return self._settle(hook, x)
+            return self._settle(hook, x, self._behind)
         before = self.records[index]
         evidence, excluded = gather_evidence(x, self.bad)
         first = self.index == 0  # a further pass brings the same instances again: not counted twice
@@ -133,24 +138,21 @@ class Pass:
                 f"{hook.site.name!r}; got {type(result).__name__}"
             )
         state, statistics = result
-        self.carry, self._behind = statistics.carry, statistics.behind
+        self.carry, self._behind, self._here = statistics.carry, statistics.behind, evidence.count
         count = before.count + (evidence.count if first else 0)
         return self._use(hook, before._replace(state=state, count=count, excluded=lost), before, statistics, x)
 
-    def _settle(self, hook: SiteHook, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _settle(self, hook: SiteHook, x: Tensor, behind: Behind) -> tuple[Tensor, Tensor] | None:
         """A site behind one that has said what all others are to use: it is not looked at."""
-        statistics = self._behind[hook.index]  # type: ignore[index]
         before = self.records[hook.index]
-        if statistics.ready is before.buffers and statistics.instances is None and statistics.status == before.status:
-            hook.install(before.buffers)
-            return None
-        return self._use(hook, before, before, statistics, x)
+        after = before._replace(count=before.count + self._here) if self.index == 0 else before
+        return self._use(hook, after, before, behind(hook.source, x.shape[0]), x)
 
     def _use(
         self, hook: SiteHook, after: Record, before: Record, statistics: Statistics, x: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         buffers = self._buffers(hook, statistics, before.buffers)
-        if buffers is None or not _are_finite(statistics.instances):
+        if buffers is None or (statistics.ready is None and not _are_finite(statistics.instances)):
             self.records[hook.index] = after._replace(state=before.state, status="skipped: non-finite statistics")
             return None
         told = statistics.diagnostics or before.told
@@ -171,7 +173,9 @@ class Pass:
 
     def _buffers(self, hook: SiteHook, statistics: Statistics, in_use: Buffers) -> Buffers | None:
         if statistics.ready is not None:
-            return statistics.ready
+            like = hook.source.original[0]
+            ready = statistics.ready
+            return ready if ready[0].dtype == like.dtype else (ready[0].to(like), ready[1].to(like))
         mean, variance = statistics.mean, statistics.variance
         if mean is None or variance is None:
             return in_use

@@ -10,6 +10,20 @@ from normadapt.weights.noise import noise_of
 from normadapt.weights.window import Window
 
 
+class Told:
+    """The diagnostics of a window, made when somebody asks for the first time; it can be copied and pickled."""
+
+    def __init__(self, window: Window, site: SiteProfile, source: Source) -> None:
+        self._of = window, site, source
+        self._made: Diagnostics | None = None
+
+    def __call__(self) -> Diagnostics:
+        """The diagnostics."""
+        if self._made is None:
+            self._made = diagnostics_of(*self._of)
+        return self._made
+
+
 def diagnostics_of(window: Window, site: SiteProfile, source: Source) -> Diagnostics:
     """The shift, its noise and the weights of a window that was weighed."""
     weight = source.channel_weight

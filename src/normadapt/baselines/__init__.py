@@ -4,13 +4,17 @@ Hyper-parameters are weights on the **test** statistic, as everywhere in this li
 paper's is kept. None of them tests whether there is a shift, and none uses a profile.
 """
 
-from normadapt.baselines.fixed import AlphaBN, BatchStatistics, Hybrid, MedBN, SchneiderPrior, Source
+from normadapt.baselines.balanced import BBN, BDN
+from normadapt.baselines.fixed import EDTN, AlphaBN, BatchStatistics, Hybrid, MedBN, SchneiderPrior, Source
 from normadapt.baselines.instances import IABN, UnMixTNS
 from normadapt.baselines.running import DUA, EMA, RBN, TBR
 from normadapt.baselines.tema import TEMA
 
 __all__ = [
+    "BBN",
+    "BDN",
     "DUA",
+    "EDTN",
     "EMA",
     "IABN",
     "RBN",

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from normadapt.layers.moments import Evidence
 from normadapt.layers.policy import Policy, State, Statistics
 from normadapt.layers.policy import Source as _Source
-from normadapt.layers.moments import Evidence
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Hybrid(Policy):
     $$ W_c = (m_{s,c} - m_{b,c})^2 + (\sqrt{v_{s,c}} - \sqrt{v_{b,c}})^2 $$
 
     Layer l of L (from 0) takes the fraction 1 - l/(L - 1) of its channels, those of lowest W, from the batch (biased
-    variance) and the rest from the source. Left open by the rule, decided here: the number of channels is rounded to
-    the nearest, halves up; a single layer is a first one; layers are in the order of `named_modules()`.
+    variance) and the rest from the source; their number is rounded down. Left open by the rule, decided here: a single
+    layer is a first one; layers are in the order of `named_modules()`.
 
     References:
         Vianna and others (2024), "Channel-selective normalization for label-shift robust test-time adaptation",
@@ -107,8 +107,8 @@ class Hybrid(Policy):
 
     def step(self, state: State, evidence: Evidence, source: _Source) -> tuple[State, Statistics]:
         """Choose channel by channel."""
-        fraction = 1 - source.site_index / max(source.site_count - 1, 1)
-        chosen = int(fraction * source.mean.numel() + 0.5)
+        last = max(source.site_count - 1, 1)
+        chosen = (last - source.site_index) * source.mean.numel() // last
         if chosen == 0:
             return state, Statistics(source.mean, source.variance)
         roots = source.variance.sqrt() - evidence.variance.clamp_min(0).sqrt()
@@ -116,6 +116,30 @@ class Hybrid(Policy):
         least = distance.topk(chosen, largest=False, sorted=False).indices
         mean = source.mean.index_copy(0, least, evidence.mean[least])
         return state, Statistics(mean, source.variance.index_copy(0, least, evidence.variance[least]))
+
+
+@dataclass(frozen=True)
+class EDTN(Policy):
+    r"""Exponentially decaying test-time normalization, OFTTA's: every batch, the less of it the later the layer.
+
+    $$ a_l = .1 \cdot 9.9^{l/(L-1)}, \qquad \mu = a_l\, m_s + (1 - a_l)\, m_b, \qquad
+    \sigma = a_l \sqrt{v_s + \epsilon} + (1 - a_l) \sqrt{v_b + \epsilon} $$
+
+    for layer l of L, from 0: the source weighs .1 in the first layer and .99 in the last. The batch variance is biased.
+    Left open by the rule, decided here: a single layer is a first one; layers are in the order of `named_modules()`.
+
+    References:
+        Wang, Wang, Xi, Zhang and others (2023), "Optimization-free test-time adaptation for cross-person activity
+        recognition", IMWUT 7(4), arXiv 2310.18562.
+    """
+
+    def step(self, state: State, evidence: Evidence, source: _Source) -> tuple[State, Statistics]:
+        """Mix means and standard deviations by the layer's place."""
+        test = 1 - 0.1 * 9.9 ** (source.site_index / max(source.site_count - 1, 1))
+        own = (evidence.variance + source.eps).clamp_min(0).sqrt()
+        deviation = torch.lerp((source.variance + source.eps).sqrt(), own, test)
+        variance = (deviation.square() - source.eps).clamp_min(0)
+        return state, Statistics(torch.lerp(source.mean, evidence.mean, test), variance)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normadapt.layers.policy import Policy, Source, State, Statistics
 from normadapt.layers.moments import Evidence
+from normadapt.layers.policy import Policy, Source, State, Statistics
 
 
 @dataclass(frozen=True)

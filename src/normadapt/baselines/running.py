@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from normadapt.layers.moments import Evidence
 from normadapt.layers.policy import Policy, Source, State, Statistics
 from normadapt.types import PerChannel
-from normadapt.layers.moments import Evidence
 
 
 class Running(NamedTuple):

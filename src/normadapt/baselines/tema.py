@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from normadapt.layers.moments import Evidence
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
 from normadapt.types import PerChannel
-from normadapt.layers.moments import Evidence
 
 _MOMENTA = ((64, 1.0), (4, 0.1), (0, 0.01))  # the weight on a batch of at least so many instances
 
@@ -21,13 +21,15 @@ class Layer(NamedTuple):
     Args:
         mean, variance: The moving average t (C,).
         distance: d, how far t is from the source; None before the first batch.
-        source_weight: l, the weight on the source.
+        source_weight: l, the weight on the source in the pass that comes next.
+        average: Running average of l.
     """
 
     mean: PerChannel
     variance: PerChannel
     distance: float | None
     source_weight: float
+    average: float
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,24 @@ class TEMA(Policy):
 
     The first pass over a batch updates t at every layer and measures
 
-    $$ d = \tfrac14 \mathrm{mean}_c\left[\frac{v_s}{v_t} + \frac{v_t}{v_s} - 2
+    $$ d = \tfrac14 \sum_c\left[\frac{v_s}{v_t} + \frac{v_t}{v_s} - 2
     + (m_s - m_t)^2\left(\frac1{v_s} + \frac1{v_t}\right)\right] $$
 
-    (a symmetric Kullback-Leibler divergence, with eps added to the variances). Then z is d standardized over the layers
-    and clipped to [-1, 1], and the weight on the source becomes l <- .9 l + .1 (z + 1)/4. The second pass normalizes by
+    (a symmetric Kullback-Leibler divergence of Gaussians with diagonal covariances, with eps added to the variances).
+    With z for d standardized over the layers and clipped to [-1, 1], the second pass normalizes by
 
-    $$ \mu = l\, m_s + (1-l)\, m_t, \qquad v = l\, v_s + (1-l)\, v_t + l (1-l)(m_s - m_t)^2 $$
+    $$ \mu = l\, m_s + (1-l)\, m_t, \qquad v = l\, v_s + (1-l)\, v_t + l (1-l)(m_s - m_t)^2, \qquad l = (z + 1)/4 $$
 
-    and updates nothing. Left open, decided here: t starts at (0, 1) and l at 1/4 (the value of z = 0); the first pass
-    normalizes by the same formula with the l of the batch before; the standard deviation over layers is the biased
-    one, and z = 0 where it is 0; a batch of a size between those of the paper takes the momentum of the next smaller.
+    and updates nothing. The first pass of the next batch normalizes by the same formula with the running average
+    a <- .9 a + .1 l in place of l. Left open, decided here: t starts at (0, 1) and a at 1/4 (the value of z = 0); the
+    standard deviation over layers is the biased one, and z = 0 where it is 0; a batch of a size between those of the
+    paper takes the momentum of the next smaller.
 
     Args:
         momentum: Weight on each batch in t, in [0, 1]; None for the paper's by batch size: 1 from 64 instances on,
             .1 from 4 on, .01 below.
-        decay: Weight on the past in l, in [0, 1]; the paper's .9. (Both l and `decay` are weights on the past, as in
-            the paper; the weight on the test statistic is 1 - l.)
+        decay: Weight on the past in the running average of l, in [0, 1]; the paper's .9. (Both l and `decay` are
+            weights on the past, as in the paper; the weight on the test statistic is 1 - l.)
 
     References:
         Su, Guo, Yao and others (2024), "Unraveling batch normalization for realistic test-time adaptation", AAAI.
@@ -71,7 +74,7 @@ class TEMA(Policy):
 
     def init(self, source: Source) -> State:
         """Start t at mean 0 and variance 1."""
-        return Layer(torch.zeros_like(source.mean), torch.ones_like(source.variance), None, 0.25)
+        return Layer(torch.zeros_like(source.mean), torch.ones_like(source.variance), None, 0.25, 0.25)
 
     def step(self, state: Layer, evidence: Evidence, source: Source) -> tuple[Layer, Statistics]:
         """In the first pass update t and measure d; in both, normalize by the mixture."""
@@ -81,7 +84,7 @@ class TEMA(Policy):
                 weight = next(value for least, value in _MOMENTA if evidence.count >= least)
             mean = torch.lerp(state.mean, evidence.mean, weight)
             variance = torch.lerp(state.variance, evidence.variance, weight)
-            state = Layer(mean, variance, _distance(mean, variance, source), state.source_weight)
+            state = state._replace(mean=mean, variance=variance, distance=_distance(mean, variance, source))
         test = 1 - state.source_weight
         mean = torch.lerp(source.mean, state.mean, test)
         variance = torch.lerp(source.variance, state.variance, test)
@@ -89,9 +92,9 @@ class TEMA(Policy):
         return state, Statistics(mean, variance.addcmul_(gap, gap, value=test * state.source_weight))
 
     def answered(self, states: list[State], answer: Answer) -> tuple[list[State], Any]:
-        """After the first pass compare the layers' distances, and move each layer's weight on the source."""
+        """After the first pass compare the layers' distances; after the second return to the running average."""
         if answer.pass_index > 0:
-            return states, None
+            return [state._replace(source_weight=state.average) for state in states], None
         known = [state.distance for state in states if state.distance is not None]
         centre = sum(known) / max(len(known), 1)
         spread = math.sqrt(sum((d - centre) ** 2 for d in known) / max(len(known), 1))
@@ -101,10 +104,11 @@ class TEMA(Policy):
         if state.distance is None:  # the model does not use this layer
             return state
         z = max(-1.0, min(1.0, (state.distance - centre) / spread)) if spread > 0 else 0.0
-        return state._replace(source_weight=self.decay * state.source_weight + (1 - self.decay) * (z + 1) / 4)
+        weight = (z + 1) / 4
+        return state._replace(source_weight=weight, average=self.decay * state.average + (1 - self.decay) * weight)
 
 
 def _distance(mean: PerChannel, variance: PerChannel, source: Source) -> float:
     v_s, v_t = (source.variance + source.eps).clamp_min(1e-30), (variance + source.eps).clamp_min(1e-30)
     gap = source.mean - mean
-    return float((v_s / v_t + v_t / v_s - 2 + gap.square() * (1 / v_s + 1 / v_t)).mean()) / 4
+    return float((v_s / v_t + v_t / v_s - 2 + gap.square() * (1 / v_s + 1 / v_t)).sum()) / 4

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,23 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from normadapt.bench.closure import digest
 from normadapt.bench.methods import Method
 from normadapt.errors import NormadaptError
-from normadapt.version import __version__
 
 Bits: TypeAlias = NDArray[np.bool_]
-
-_ROOT = Path(__file__).parents[1]
-_ALWAYS = ("bench/streams.py", "bench/suites/*.py", "bench/models.py", "bench/corruptions.py", "bench/weights/*")
-_BASE = ("policies/base.py", "statistics.py", "hooks.py", "streams.py", "forward.py", "adapt.py")
-_OURS = ("policies/*.py", "predictions.py", "doubts.py", "spread.py", "profile.py", "profiling.py")
-_SOURCES = {
-    "ours": (*_BASE, *_OURS),
-    "ablation": (*_BASE, *_OURS),
-    "baseline": (*_BASE, "baselines/*.py"),
-    "gradient": ("bench/gradient.py",),
-    "limit": ("bench/limit.py",),
-}
 
 
 @dataclass(frozen=True)
@@ -102,20 +88,21 @@ class Cell:
         return cls(**{**values, "bits": bits})
 
 
-@functools.cache
-def _digest(patterns: tuple[str, ...]) -> str:
-    found = hashlib.sha256(__version__.encode())
-    for pattern in patterns:
-        for path in sorted(_ROOT.glob(pattern)):
-            if path.is_file():
-                found.update(path.name.encode())
-                found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+def fingerprint(method: Method, suite: str) -> str:
+    """Of the code that a method's answers to a suite depend on. Settings are in the key beside it.
 
-
-def fingerprint(method: Method) -> str:
-    """Of the code that a method's answers depend on: version and source files. Settings are in the key beside it."""
-    return _digest(_ALWAYS + _SOURCES[method.role])
+    Args:
+        method: The row.
+        suite: Name of the module of the suite.
+    """
+    profile = ("normadapt.profiles._profile_source",) if method.uses_profile else ()
+    answering = ("normadapt.bench.workshop", "normadapt.bench.streams", suite)
+    # Of these only the file itself counts: the workshop imports every method, a suite the demo for its digits, and
+    # `adapt` the default rule, with which a baseline has nothing to do.
+    ends = ["normadapt.bench.workshop", "normadapt.demo"]
+    if method.role not in ("ours", "ablation"):
+        ends.append("normadapt.adapted._adapt")
+    return digest((*method.make.modules, *profile, *answering), tuple(ends))
 
 
 def read_cells(path: Path) -> dict[Key, Cell]:

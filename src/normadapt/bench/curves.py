@@ -12,7 +12,7 @@ import numpy as np
 from normadapt.bench.cells import Bits, Cell
 from normadapt.bench.results import Place, Results
 
-OVER_TIME = ("continual", "continual-runs", "gradual", "mixed", "clean")
+OVER_TIME = ("continual", "continual-runs", "gradual", "mixed", "clean", "long")
 """Streams that one model answers from beginning to end."""
 _BINS = 72
 _LEAST = 25  # instances a bin

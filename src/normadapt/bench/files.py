@@ -51,7 +51,7 @@ def _summary(summary: Summary) -> dict[str, Any]:
     return {
         **values,
         "against_ours": _interval(summary.against_ours),
-        "against_track": _interval(summary.against_track),
+        "against_plain": _interval(summary.against_plain),
         "worst_place": None if place is None else place.__dict__,
     }
 
@@ -66,9 +66,10 @@ def _entry(results: Results, entry: Entry) -> dict[str, Any]:
         "instances": len(cell.bits),
         "accuracy": _round(entry.accuracy),
         "against_ours": _interval(entry.against_ours),
-        "against_track": _interval(entry.against_track),
+        "against_plain": _interval(entry.against_plain),
         "regret": _round(entry.regret),
         "share": _round(entry.share),
+        "ceiling_share": _round(entry.ceiling_share),
         "cost": _round(entry.cost),
         "seconds": cell.seconds,
         "batch_seconds": cell.batch_seconds,

@@ -1,4 +1,4 @@
-"""Tent and ETA, the gradient methods that every reader asks for: for the benchmark only, not policies."""
+"""Tent, ETA and RDumb, the gradient methods that every reader asks for: for the benchmark only, not policies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normadapt.layers.batches import check_model
 from normadapt.errors import UnsupportedLayerError
+from normadapt.layers.batches import check_model
 from normadapt.layers.sites import Site, find_sites, layer_input, shared_copy
 
 _FEW, _MANY = (10, 0.4), (1000, 0.05)  # class counts and the redundancy thresholds e that EATA has for them
@@ -154,6 +154,39 @@ class ETA(Tent):
         self.kept_mean = mean if self.kept_mean is None else 0.9 * self.kept_mean + 0.1 * mean
         entropy = entropy[kept]
         return ((bound - entropy.detach()).exp() * entropy).mean()
+
+
+class RDumb(ETA):
+    """ETA that forgets all it has learned every 1,000 batches: scales, shifts, Adam's moments and what was kept.
+
+    Args:
+        model, learning_rate, redundancy: As for `ETA`.
+        every: Batches after which it begins anew, at least 1.
+
+    References:
+        Press, Schneider, Kuemmerer and Bethge (2023), "RDumb: a simple approach that questions our progress in
+        continual test-time adaptation", NeurIPS.
+    """
+
+    def __init__(
+        self, model: nn.Module, learning_rate: float = 1e-3, redundancy: float | None = None, every: int = 1000
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be a number of batches, at least 1; got {every!r}")
+        super().__init__(model, learning_rate, redundancy)
+        self.every, self._batches = every, 0
+        self._begun = [parameter.detach().clone() for parameter in self._learning]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As ETA's, but first begin anew where it is time."""
+        if self._batches == self.every:
+            self._batches, self.kept_mean = 0, None
+            self.optimizer.state.clear()
+            with torch.no_grad():
+                for parameter, begun in zip(self._learning, self._begun, strict=True):
+                    parameter.copy_(begun)
+        self._batches += 1
+        return super().forward(*args, **kwargs)
 
 
 def redundancy_threshold(classes: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -13,24 +13,34 @@ from torch import Tensor, nn
 
 from normadapt import baselines
 from normadapt.adapted._adapt import adapt
+from normadapt.adapted.rule import Domains
 from normadapt.bench.ablations import ABLATED
-from normadapt.bench.gradient import ETA, Tent
+from normadapt.bench.ceiling import Known
+from normadapt.bench.gradient import ETA, RDumb, Tent
+from normadapt.domains.bank import BankSettings
 from normadapt.errors import NormadaptError, SpecError
-from normadapt.policies import Policy, Track
+from normadapt.layers.policy import Policy
 from normadapt.profiles.source_profile import SourceProfile
+from normadapt.weights.matrix import WeightSettings
 
 Role: TypeAlias = Literal["baseline", "gradient", "ours", "ablation", "limit"]
 Answering: TypeAlias = Callable[[Tensor], Any]
 """A fresh model: takes a batch of inputs, adapts, and gives the output."""
 
-SOURCE, LIMIT, TRACK, TRACK_PROFILE = "Source", "limit", "Track", "Track + profile"
 _PROFILED = " + profile"
+SOURCE, CEILING, LIMIT, OURS = "Source", "ceiling", "limit", "Domains"
+OURS_PROFILE = OURS + _PROFILED
+_GONE = "track"  # the rule before
 
 
 class Make(Protocol):
     """Makes a fresh answering model; its `repr` names every hyper-parameter."""
 
     def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering: ...  # noqa: D102
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that its answers come from, beside all that these import."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,11 @@ class Adapting:
     def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
         """The adapted model."""
         return adapt(model, profile, self.policy)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The policy's, and what passes batches to it."""
+        return type(self.policy).__module__, "normadapt.adapted._adapt", "normadapt.adapted.forward"
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,11 @@ class Learning:
         """A learning copy of the model."""
         return self.method(model, learning_rate=self.learning_rate)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The method's."""
+        return (self.method.__module__,)
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -63,6 +83,11 @@ class Plain:
     def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Answering:
         """The model itself: it changes nothing."""
         return model
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """None: the suites' own count for every method."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,25 @@ class Limit:
         """Cannot be asked without a domain."""
         raise NormadaptError("the limit is a matter of domains, not of a stream\n  -> normadapt.bench.limit")
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What measures them."""
+        return ("normadapt.bench.limit",)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Statistics of all that was seen of an instance's domain; the runner tells which domain that is."""
+
+    def __call__(self, model: nn.Module, profile: SourceProfile | None) -> Known:
+        """A model that waits to be told the domains of each batch."""
+        return Known(model)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What pools, and what passes batches to it."""
+        return "normadapt.bench.ceiling", "normadapt.adapted.forward"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -81,7 +125,7 @@ class Method:
     Args:
         name: As tables show it.
         family: What settings of one rule have in common ("EMA").
-        role: A fixed rule of the field, a gradient method, ours, ours with a step removed, or the limit.
+        role: A fixed rule of the field, a gradient method, ours, ours with a step removed, or a limit to all of them.
         make: Makes a fresh answering model.
         batch_independent: Whether an answer depends on its own instance alone, so that one pass serves all streams.
         uses_profile: Whether it needs source data.
@@ -105,7 +149,7 @@ def _rule(name: str, policy: Policy, family: str | None = None, **more: Any) -> 
 
 def ours(policy: Policy, name: str, role: Role = "ours", *, profile: bool = False) -> Method:
     """A row of ours; with `profile` it is named so and shown only where source data are available."""
-    return Method(name + _PROFILED if profile else name, "Track", role, Adapting(policy), uses_profile=profile)
+    return Method(name + _PROFILED if profile else name, OURS, role, Adapting(policy), uses_profile=profile)
 
 
 _KNOBS: Mapping[str, Callable[[float], Policy]] = {
@@ -135,10 +179,15 @@ _ROWS: tuple[Method, ...] = (
     _rule("TEMA", baselines.TEMA()),
     _rule("Hybrid", baselines.Hybrid()),
     _rule("MedBN", baselines.MedBN()),
+    _rule("EDTN", baselines.EDTN()),
+    _rule("BBN", baselines.BBN()),
+    _rule("BDN", baselines.BDN()),
     Method("Tent", "Tent", "gradient", Learning(Tent)),
     Method("ETA", "ETA", "gradient", Learning(ETA)),
-    ours(Track(), TRACK),
-    ours(Track(), TRACK, profile=True),
+    Method("RDumb", "RDumb", "gradient", Learning(RDumb)),
+    ours(Domains(), OURS),
+    ours(Domains(), OURS, profile=True),
+    Method(CEILING, "ceiling", "limit", Ceiling()),
     Method(LIMIT, "limit", "limit", Limit(), batch_independent=True),
 )
 
@@ -149,7 +198,7 @@ _ABLATIONS = tuple(ours(policy, name, "ablation", profile=p) for name, policy in
 ABLATIONS: Mapping[str, Method] = {method.name: method for method in _ABLATIONS}
 """Ours with one step removed each, by name; asked for with `--methods ablations`."""
 
-_MAIN = (SOURCE, "BatchStatistics", "SchneiderPrior(16)", "EMA(0.1)", "IABN(4)", TRACK, TRACK_PROFILE, LIMIT)
+_MAIN = (SOURCE, "BatchStatistics", "SchneiderPrior(16)", "EMA(0.1)", "IABN(4)", OURS, OURS_PROFILE, CEILING, LIMIT)
 _GROUPS: Mapping[str, Callable[[], Iterable[Method]]] = {
     "all": METHODS.values,
     "main": lambda: (METHODS[name] for name in _MAIN),
@@ -162,34 +211,42 @@ GROUPS = tuple(_GROUPS)
 
 
 def select_methods(words: Iterable[str] | None) -> list[Method]:
-    """The rows that were asked for, and always Source and the limit: what is gained is measured between them.
+    """The rows that were asked for, and always Source, the ceiling and the limit: gains are measured between them.
 
     Args:
         words: Names, families ("EMA") and groups ("all", "main", "baselines", "ours", "ablations"), each possibly
-            several with commas between; also settings such as "EMA(0.3)" and "Track(memory=500)", " + profile" behind
-            the latter where source data should be used. None for all.
+            several with commas between; also settings such as "EMA(0.3)" and "Domains(max_weight=0.5)", with any
+            setting of the bank and of the weights, too; " + profile" behind the latter where source data should be
+            used. None for all.
 
     Raises:
         SpecError: If a word stands for nothing.
 
     Example:
-        >>> [method.name for method in select_methods(["Track(memory=500), BatchStatistics"])]
-        ['Source', 'BatchStatistics', 'Track(memory=500)', 'limit']
+        >>> [method.name for method in select_methods(["Domains(max_weight=0.5), BatchStatistics"])]
+        ['Source', 'BatchStatistics', 'Domains(max_weight=0.5)', 'ceiling', 'limit']
     """
     asked = ["all"] if words is None else [part.strip() for word in words for part in _parts(word) if part.strip()]
-    chosen: dict[str, Method] = {name: METHODS[name] for name in (SOURCE, LIMIT)}
+    chosen: dict[str, Method] = {name: METHODS[name] for name in (SOURCE, CEILING, LIMIT)}
     for word in asked:
         for method in _meant(word):
             chosen.setdefault(method.name, method)
     order = [*METHODS, *ABLATIONS]
     place = {name: i for i, name in enumerate(order)}
-    # What is not in the list comes before the limit, in the order in which it was asked for.
+    # What is not in the list comes before the limits, in the order in which it was asked for.
     return sorted(chosen.values(), key=lambda m: (m.role == "limit", place.get(m.name, len(order))))
 
 
 def _parts(word: str) -> list[str]:
-    """Split at commas that are neither within parentheses nor part of a name, such as "Track, no window"."""
-    return re.split(r",(?! no )(?![^(]*\))", word)
+    """Split at commas that are neither within parentheses nor part of a name, such as "Domains, no shares"."""
+    parts, depth = [""], 0
+    for i, sign in enumerate(word):
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 0 and not word.startswith(", no ", i):
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _meant(word: str) -> list[Method]:
@@ -201,9 +258,11 @@ def _meant(word: str) -> list[Method]:
     found = exact or [m for m in every if m.family.lower() == lower]
     if found:
         return found
-    setting = re.fullmatch(r"Track\((.*)\)( \+ profile)?", word)
+    setting = re.fullmatch(rf"{OURS}\((.*)\)( \+ profile)?", word)
     if setting is not None:
-        return [ours(_track(word, setting[1]), word.removesuffix(_PROFILED), profile=setting[2] is not None)]
+        return [ours(_domains(word, setting[1]), word.removesuffix(_PROFILED), profile=setting[2] is not None)]
+    if re.match(rf"{_GONE}\b", lower):
+        raise SpecError(f"--methods: {word!r} is of a rule that is gone\n  -> the rule in its place is {OURS}")
     knob = re.fullmatch(r"(\w+)\((?:\w+=)?([-+.\de]+)\)", word)
     families = {family.lower(): family for family in _KNOBS}
     if knob is not None and knob[1].lower() in families:
@@ -217,12 +276,18 @@ def _meant(word: str) -> list[Method]:
     raise SpecError(f"--methods: there is no method {word!r}\n  -> {hint}")
 
 
-def _track(word: str, arguments: str) -> Track:
-    """`Track` with the arguments written in a method's name: keywords with literal values."""
+def _domains(word: str, arguments: str) -> Domains:
+    """`Domains` with the settings written in a method's name: keywords with literal values."""
     try:
         call = ast.parse(f"f({arguments})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError("keywords only")
-        return Track(**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+        given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        bank, weights = (
+            {f.name: given.pop(f.name) for f in fields(kind) if f.name in given}
+            for kind in (BankSettings, WeightSettings)
+        )
+        return Domains(bank=BankSettings(**bank), weights=WeightSettings(**weights), **given)
     except (ValueError, TypeError, SyntaxError) as error:
-        raise SpecError(f"--methods: {word!r} cannot be made ({error})\n  -> such as: Track(memory=500)") from error
+        example = f"{OURS}(max_weight=0.5)"
+        raise SpecError(f"--methods: {word!r} cannot be made ({error})\n  -> such as: {example}") from error

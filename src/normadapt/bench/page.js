@@ -62,15 +62,15 @@ function heat() {
 }
 
 // -- accuracy over time ---------------------------------------------------------------------------------------------
-const first = ["Source", "BatchStatistics", "Track", "Track + profile", "limit"];
+const first = ["Source", "BatchStatistics", "Domains", "Domains + profile", "ceiling", "limit"];
 const shown = new Set(names.filter((name) => first.includes(name) || roles[name] === "ours"));
 const style = {};
 let next = 0;
 for (const name of names) {
   const cycle = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7"];
   if (name === "Source") style[name] = ["--soft", "2 3", 1.6];
-  else if (roles[name] === "limit") style[name] = ["--fg", "7 4", 1.6];
-  else if (roles[name] === "ours") style[name] = [name === "Track" ? "--c5" : "--c0", "", 2.6];
+  else if (roles[name] === "limit") style[name] = ["--fg", name === "limit" ? "7 4" : "1 4", 1.6];
+  else if (roles[name] === "ours") style[name] = [name === "Domains" ? "--c5" : "--c0", "", 2.6];
   else style[name] = [cycle[next % 6], ["", "8 3", "3 2"][Math.floor(next++ / 6) % 3], 1.5];
 }
 

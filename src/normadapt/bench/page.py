@@ -34,7 +34,8 @@ def page(results: Results, about: About) -> str:
 <h2 id="maps">Methods and streams</h2>
 <div class="scroll" id="heat" tabindex="0"></div>
 <p class="note">Points of accuracy, mean over the suite&#39;s tasks; blue above, orange below; the best rule of each
-stream underlined. The limit has each domain&#39;s true statistics. Point at a cell for its accuracy.</p>
+stream underlined. The limit has each domain&#39;s true statistics, the ceiling those of what was seen so far. Point at
+a cell for its accuracy.</p>
 <h2 id="time">Accuracy over time</h2>
 <div class="controls"><label>task <select id="task"></select></label>
 <label>stream <select id="stream"></select></label><span class="choice" id="size"></span></div>
@@ -43,8 +44,9 @@ stream underlined. The limit has each domain&#39;s true statistics. Point at a c
 <h2 id="averages">Averages</h2>
 {averages}
 <p class="note">regret: points behind the best rule of a cell, on average and at worst. gain: share of the way from
-Source to the limit. clean: points lost on clean data, at the worst batch size. cost: processor time of a batch relative
-to the plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals are 95 %.</p>
+Source to the limit, and to the ceiling. clean: points lost on clean data, at the worst batch size. cost: processor time
+of a batch relative to the plain model. recovery: batches after a jump until 0.9 of the limit&#39;s accuracy. Intervals
+are 95 %.</p>
 <h2 id="targets">The targets</h2>
 <p class="note">{escape(reservation(results))}</p>
 <div class="scroll targets">{_targets(targets(results))}</div>"""
@@ -65,7 +67,17 @@ def _lead(results: Results, about: About) -> str:
 
 def _averages(results: Results, scope: str) -> str:
     sizes = results.plan.batch_sizes
-    headings = ["method", "average", "against ours", *(f"n={n}" for n in sizes), "regret", "worst", "gain", "clean"]
+    headings = [
+        "method",
+        "average",
+        "against ours",
+        *(f"n={n}" for n in sizes),
+        "regret",
+        "worst",
+        "gain",
+        "of ceiling",
+        "clean",
+    ]
     headings += [f"cost n={n}" for n in sizes] + [f"recovery n={n}" for n in sizes]
     rows = "\n".join(_row(results, summary) for summary in summarize(results, scope))
     head = "".join(f"<th>{escape(name)}</th>" for name in headings)
@@ -90,7 +102,8 @@ def _row(results: Results, summary: Summary) -> str:
         *(f"<td>{_percent(summary.by_size, n)}</td>" for n in sizes),
         f"<td>{_points(summary.regret)}</td>",
         f"<td{where}>{_points(summary.worst)}</td>",
-        f"<td>{'–' if summary.share is None else f'{100 * summary.share:.0f} %'.replace('-', '−')}</td>",
+        f"<td>{_share(summary.share)}</td>",
+        f"<td>{_share(summary.ceiling_share)}</td>",
         f"<td>{_points(max(summary.clean_loss.values(), default=None))}</td>",
         *(f"<td>{summary.cost[n]:.2f}×</td>" if n in summary.cost else "<td>–</td>" for n in sizes),
         *(f"<td>{_batches(summary.recovery.get(n))}</td>" for n in sizes),
@@ -100,6 +113,10 @@ def _row(results: Results, summary: Summary) -> str:
 
 def _percent(values: Mapping[int, float], n: int) -> str:
     return f"{100 * values[n]:.1f}" if n in values else "–"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %".replace("-", "−")
 
 
 def _points(value: float | None) -> str:

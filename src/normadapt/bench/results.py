@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from normadapt.bench.bootstrap import Interval, block_length, interval, replicates
 from normadapt.bench.cells import Cell
-from normadapt.bench.methods import LIMIT, SOURCE, TRACK, TRACK_PROFILE, Method, Role
+from normadapt.bench.methods import CEILING, LIMIT, OURS, OURS_PROFILE, SOURCE, Method, Role
 from normadapt.bench.runner import Plan, TaskInfo
 
 ALL = "all suites"
 REACHABLE = 0.02
-"""Limit minus source below which a share of the gain would be noise."""
+"""Limit (or ceiling) minus source below which a share of the gain would be noise."""
 RULES: tuple[Role, ...] = ("baseline", "gradient")
 """Roles of the rows that ours is compared with."""
 
@@ -40,9 +40,10 @@ class Entry:
         method: Name of the row.
         accuracy: Share of right answers; None if it failed.
         against_ours: Accuracy minus ours (with a profile where there is one).
-        against_track: Accuracy minus that of Track without a profile.
+        against_plain: Accuracy minus that of ours without a profile.
         regret: Best accuracy of any rule here, ours included, minus its own.
-        share: Of the reachable gain; None where next to nothing can be reached.
+        share: Of the gain that the limit has; None where that is next to nothing.
+        ceiling_share: Of the gain that the prequential ceiling has, likewise.
         cost: Median time of a batch relative to the plain model's.
         error: What went wrong, or None.
     """
@@ -51,9 +52,10 @@ class Entry:
     method: str
     accuracy: float | None
     against_ours: Interval | None = None
-    against_track: Interval | None = None
+    against_plain: Interval | None = None
     regret: float | None = None
     share: float | None = None
+    ceiling_share: float | None = None
     cost: float | None = None
     error: str | None = None
 
@@ -117,7 +119,7 @@ class Results:
     def ours(self, places: Iterable[Place]) -> str | None:
         """The row of ours to compare with: with a profile if it was run everywhere here."""
         found = self.rules(places, roles=("ours",))
-        return next((name for name in (TRACK_PROFILE, TRACK) if name in found), found[0] if found else None)
+        return next((name for name in (OURS_PROFILE, OURS) if name in found), found[0] if found else None)
 
     # -- numbers -------------------------------------------------------------------------------------------------
 
@@ -154,8 +156,8 @@ class Results:
     def _entries(self, place: Place) -> list[Entry]:
         cells = self.cells[place]
         known = {name: cells[name] for name in self.methods if self._answered(place, name)}
-        ours, track = self.ours([place]), TRACK if TRACK in known else None
-        against = {base: self._intervals(place, list(known), base) for base in {ours, track} if base is not None}
+        ours, plain = self.ours([place]), OURS if OURS in known else None
+        against = {base: self._intervals(place, list(known), base) for base in {ours, plain} if base is not None}
         accuracies = {name: float(cell.bits.mean()) for name, cell in known.items()}
         rivals = [a for name, a in accuracies.items() if self.methods[name].role in (*RULES, "ours")]
         entries = []
@@ -169,9 +171,10 @@ class Results:
                         name,
                         accuracy,
                         against[ours].get(name) if ours else None,
-                        against[track].get(name) if track else None,
+                        against[plain].get(name) if plain else None,
                         max(rivals) - accuracy if rivals else None,
                         share_of_gain(accuracy, accuracies.get(SOURCE), accuracies.get(LIMIT)),
+                        share_of_gain(accuracy, accuracies.get(SOURCE), accuracies.get(CEILING)),
                         cell.batch_seconds / cell.plain_seconds if cell.plain_seconds > 0 else None,
                     )
                 )
@@ -240,7 +243,7 @@ def _named(
 
 
 def share_of_gain(accuracy: float | None, source: float | None, limit: float | None) -> float | None:
-    """What part of the way from source to the limit a method has come; None where that way is next to nothing."""
+    """What part of the way from source to a limit a method has come; None where that way is next to nothing."""
     if accuracy is None or source is None or limit is None or limit - source < REACHABLE:
         return None
     return (accuracy - source) / (limit - source)

@@ -158,7 +158,7 @@ def _works(plan: Plan, suite: Suite, task: Task, info: TaskInfo) -> Iterator[_Wo
 
     def work(method: Method, asked: tuple[tuple[str, int], ...], cost: int) -> _Work:
         job = Job(suite.name, task.name, method, asked, plan.split, plan.seed, plan.scale)
-        mark = fingerprint(method)
+        mark = fingerprint(method, type(suite).__module__)
         keys = tuple(
             Key(task.name, name, n, method.name, method.setting, plan.split, plan.seed, plan.scale, mark)
             for name, n in asked

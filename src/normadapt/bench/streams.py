@@ -25,6 +25,10 @@ PER_SHIFT = 320
 """Instances of each shift in each stream, at scale 1 and for large batches."""
 MIXED, CLEAN = 3000, 3000
 """Instances of the mixed and of the clean stream, likewise."""
+LONG = 2000
+"""Instances of each of the three shifts of the long stream, likewise: rules that are slow are not to be misjudged."""
+MAJORITY = 0.9
+"""Share of the most frequent class in an imbalanced stream."""
 RUN_LENGTHS = (10, 40)
 CONCENTRATION = 0.1  # of the Dirichlet law: the smaller, the fewer classes share a time slot
 SLOTS = 10
@@ -32,6 +36,7 @@ _VISITS = 8  # domains a continual stream should visit: a task with few shifts g
 _SHARES = ((16, 0.25), (64, 0.6))  # below these batch sizes streams are shorter: an instance costs more there
 
 
+_LONG_SHIFTS, _IMBALANCED_CLEAN = 3, 4
 _NEGATIVE = 0.3  # negative controls are shorter: their models are twenty times slower, and there is nothing to gain
 
 
@@ -122,6 +127,17 @@ class _Dealer:
             parts.append(self.deal(domain, length, before))
             left -= length
         return np.concatenate(parts)
+
+    def imbalanced(self, domain: str, count: int, majority: int) -> Indices:
+        """One class most of the time, and each of the others as often as another; in random order."""
+        present = np.unique(self.groups(domain))
+        major = present[majority % len(present)]
+        others = present[present != major] if len(present) > 1 else present
+        drawn = np.where(self.rng.random(count) < MAJORITY, major, self.rng.choice(others, count))
+        index = np.empty(count, dtype=np.int64)
+        for group in np.unique(drawn):
+            index[drawn == group] = self.deal(domain, int((drawn == group).sum()), int(group))
+        return index
 
     def slots(self, domain: str, count: int) -> Indices:
         """Each class spreads over the time slots by a Dirichlet law of its own; within a slot the order is random."""
@@ -225,6 +241,24 @@ def _clean(dealer: _Dealer, scale: float) -> list[Segment]:
     return [] if clean is None else [_sequence([(clean, dealer.deal(clean, _scaled(CLEAN, scale)))])]
 
 
+def _long(dealer: _Dealer, scale: float) -> list[Segment]:
+    shifts = dealer.task.shifts
+    chosen = shifts[:: max(1, len(shifts) // _LONG_SHIFTS)][:_LONG_SHIFTS]
+    return [_sequence([(name, dealer.deal(name, _scaled(LONG, scale))) for name in chosen])]
+
+
+def _imbalanced(dealer: _Dealer, scale: float) -> list[Segment]:
+    count = _scaled(PER_SHIFT, scale)
+    return [_sequence([(name, dealer.imbalanced(name, count, i))]) for i, name in enumerate(dealer.task.shifts)]
+
+
+def _imbalanced_clean(dealer: _Dealer, scale: float) -> list[Segment]:
+    clean, count = dealer.task.clean, _scaled(PER_SHIFT, scale)
+    if clean is None:
+        return []
+    return [_sequence([(clean, dealer.imbalanced(clean, count, i))]) for i in range(_IMBALANCED_CLEAN)]
+
+
 _BUILDERS: Mapping[str, tuple[Callable[[_Dealer, float], list[Segment]], str]] = {
     "iid": (_iid, "one shift at a time, instances in random order; a fresh model for each shift"),
     "continual": (_continual, "one shift after another, one model"),
@@ -234,6 +268,12 @@ _BUILDERS: Mapping[str, tuple[Callable[[_Dealer, float], list[Segment]], str]] =
     "dirichlet": (_dirichlet, "classes over ten time slots by Dirichlet(0.1); fresh models as in runs"),
     "continual-runs": (_continual_runs, "one shift after another, in runs of one class; one model"),
     "clean": (_clean, "source-like data only, in random order"),
+    "long": (
+        _long,
+        f"three shifts, one after another, each {LONG / PER_SHIFT:g} times as long as elsewhere; one model",
+    ),
+    "imbalanced": (_imbalanced, "90 % one class, for each shift another one; a fresh model for each shift"),
+    "imbalanced-clean": (_imbalanced_clean, "the same of source-like data, four times; fresh models"),
 }
 
 STREAMS: Mapping[str, str] = {name: text for name, (_, text) in _BUILDERS.items()}
@@ -255,7 +295,7 @@ def build_stream(name: str, task: Task, split: Split, seed: int, scale: float) -
     Returns:
         The stream, or None where the task cannot have it: no clean domain, or a single shift where several must mix.
     """
-    if not task.shifts and name != "clean":
+    if not task.shifts and name not in ("clean", "imbalanced-clean"):
         return None
     if name in _SEVERAL and len(task.shifts) < 2:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normadapt.bench.bootstrap import Interval
-from normadapt.bench.methods import LIMIT, SOURCE, TRACK
+from normadapt.bench.methods import CEILING, LIMIT, OURS, SOURCE
 from normadapt.bench.results import Entry, Place, Results, share_of_gain
 from normadapt.bench.speed import Jump, jumps, recovery
 
@@ -23,12 +23,13 @@ class Summary:
         by_size: The same at each batch size.
         by_stream: The same for each stream.
         against_ours: Mean difference to ours.
-        against_track: Mean difference to Track without a profile.
+        against_plain: Mean difference to ours without a profile.
         regret: Mean regret.
         worst: Largest regret, and where.
         worst_place: Its place.
         clean_loss: Source minus method on clean data, at each batch size.
-        share: Of the reachable gain: of mean accuracies, not a mean of shares.
+        share: Of the gain that the limit has: of mean accuracies, not a mean of shares.
+        ceiling_share: Of the gain that the prequential ceiling has, likewise.
         cost: Median over places of the cost relative to the plain model, at each batch size.
         recovery: Batches until 0.9 of the limit's accuracy after a jump, at each batch size; inf if never.
         failed: Number of places where it failed.
@@ -39,12 +40,13 @@ class Summary:
     by_size: Mapping[int, float] = field(default_factory=dict)
     by_stream: Mapping[str, float] = field(default_factory=dict)
     against_ours: Interval | None = None
-    against_track: Interval | None = None
+    against_plain: Interval | None = None
     regret: float | None = None
     worst: float | None = None
     worst_place: Place | None = None
     clean_loss: Mapping[int, float] = field(default_factory=dict)
     share: float | None = None
+    ceiling_share: float | None = None
     cost: Mapping[int, float] = field(default_factory=dict)
     recovery: Mapping[int, float] = field(default_factory=dict)
     failed: int = 0
@@ -61,8 +63,8 @@ def summarize(results: Results, name: str) -> list[Summary]:
             by_method.setdefault(entry.method, []).append(entry)
     ours = results.ours(places)
     against_ours = {} if ours is None else results.average_intervals(scope, ours)
-    against_track = against_ours if ours == TRACK else results.average_intervals(scope, TRACK)
-    source, limit = results.mean(scope, SOURCE), results.mean(scope, LIMIT)
+    against_plain = against_ours if ours == OURS else results.average_intervals(scope, OURS)
+    source, limit, ceiling = (results.mean(scope, name) for name in (SOURCE, LIMIT, CEILING))
     found = []
     for method, entries in by_method.items():
         failed = sum(entry.error is not None for entry in entries)
@@ -80,12 +82,13 @@ def summarize(results: Results, name: str) -> list[Summary]:
                 by_size=_means(results, scope, method, results.plan.batch_sizes, lambda p: p.n),
                 by_stream=_means(results, scope, method, results.plan.streams, lambda p: p.stream),
                 against_ours=against_ours.get(method),
-                against_track=against_track.get(method),
+                against_plain=against_plain.get(method),
                 regret=statistics.fmean(regrets.values()) if regrets else None,
                 worst=None if worst is None else regrets[worst],
                 worst_place=worst,
                 clean_loss=_clean_loss(results, scope, method),
                 share=share_of_gain(mean, source, limit),
+                ceiling_share=share_of_gain(mean, source, ceiling),
                 cost=_costs(entries),
                 recovery=_recovery(results, places, method),
             )

@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normadapt.bench.ceiling import Known
 from normadapt.bench.cells import Bits, Cell, Key
 from normadapt.bench.limit import true_statistics
 from normadapt.bench.methods import Answering, Method
 from normadapt.bench.streams import Segment, Stream, build_stream, materialize, scale_at
 from normadapt.bench.suites.base import Split, Suite, Task
 from normadapt.errors import NormadaptError
-from normadapt.profiles.source_profile import SourceProfile
 from normadapt.profiles._profile_source import profile_source
+from normadapt.profiles.source_profile import SourceProfile
 
 # All times are the processor's, not the clock's: other processes then do not count, and there is one thread.
 _CHUNK = 256  # instances per call where a batch's size changes nothing
@@ -129,7 +130,10 @@ def _answer_stream(workshop: Workshop, job: Job, task: Task, key: Key, profile: 
     for position, (values, labels) in enumerate(inputs):
         torch.manual_seed(zlib.crc32(f"{job.seed} {key.task} {key.stream} {position}".encode()))
         call = job.method.make(task.model, profile)
-        for batch, truth in zip(values.split(n), labels.split(n), strict=True):
+        domains = torch.from_numpy(stream.segments[position].domain)
+        for batch, truth, domain in zip(values.split(n), labels.split(n), domains.split(n), strict=True):
+            if isinstance(call, Known):
+                call.tell(domain)
             begin = time.process_time()
             output = call(batch)
             took = time.process_time() - begin
@@ -174,7 +178,7 @@ def _answer_instances(
             inputs = workshop.inputs(job, task, key.stream, key.n)
             batches = [batch for values, _ in inputs[:2] for batch in values.split(key.n)]
             plain = _time_calls(task.model, batches, _TIMED_SECONDS)
-            same = job.method.role == "limit"  # it costs what the plain model costs
+            same = job.method.role == "limit"  # it is the plain model with other statistics
             make = job.method.make
             times[key.n] = plain if same else _time_calls(make(task.model, profile), batches, _TIMED_SECONDS), plain
         each, plain = times[key.n]

@@ -101,6 +101,10 @@ class Bank(NamedTuple):
         """The domain of that number."""
         return next(domain for domain in self.domains if domain.number == number)
 
+    def name_of(self, domain: Domain) -> str:
+        """What a user gave it for a name; else what it is."""
+        return domain.name or ("source" if self.has_source and domain.number == 0 else f"domain {domain.number}")
+
     def with_domain(self, domain: Domain) -> Bank:
         """The same bank with a domain in place of the one of its number."""
         return self._replace(domains=tuple(domain if d.number == domain.number else d for d in self.domains))
@@ -224,9 +228,10 @@ class _Assigning:
         self.switches *= fading
         self.steps = self.steps * fading + (1 - fading) / (1 - _FADING)
         self.seen += count
-        domain = domain._replace(
-            count=domain.count + count, last=self.seen, look=domain.look + torch.from_numpy(look.sum(0))
-        )
+        total, known = torch.from_numpy(look.sum(0)), domain.look
+        # Where more is looked at than before, the domain's earlier instances are taken to have had as much of it.
+        known = torch.cat((known, total[len(known) :] * (domain.count / count)))
+        domain = domain._replace(count=domain.count + count, last=self.seen, look=known + total)
         if not self.is_source(domain):
             pull, weight = domain.pull + torch.from_numpy(y.sum(0)), domain.weight + count
             place = pull / (weight + torch.from_numpy(1 / self.scatter))
@@ -245,7 +250,9 @@ class _Assigning:
             others = [d for i, d in enumerate(self.domains) if i != self.now and not self.is_source(d)]
             least = min(others, key=lambda d: (bool(d.name), d.count))  # what a user has named goes last
             self.domains.remove(least)
-        self.domains.append(_domain(self.born, self.seen, torch.from_numpy(place.copy()), weight, torch.from_numpy(look)))
+        self.domains.append(
+            _domain(self.born, self.seen, torch.from_numpy(place.copy()), weight, torch.from_numpy(look))
+        )
         self.born += 1
         self.now = len(self.domains) - 1
 

@@ -28,8 +28,9 @@ def names(channels: int, rank: int) -> tuple[str, ...]:
 def describe(x: Tensor) -> Tensor:
     """Named numbers (n, p) of inputs that are standardized by the source's own mean and deviation a channel.
 
-    Mean, contrast, energy of edges and of grain, large-scale contrast, slopes, skewness, tails, shares at the maximum and
-    at the minimum, averaged over the channels, and each channel's own level. Energies are half-logarithms of variances.
+    Mean, contrast, energy of edges and of grain, large-scale contrast, slopes, skewness, tails, shares at the maximum
+    and at the minimum, averaged over the channels, and each channel's own level. Energies are half-logarithms of
+    variances.
 
     Args:
         x: Features (n, c), signals (n, c, w), images (n, c, h, w) or volumes (n, c, d, h, w).
@@ -40,12 +41,10 @@ def describe(x: Tensor) -> Tensor:
     rank = x.dim()
     if rank == 2:
         x = x.unsqueeze(1)  # the features of an instance are the positions of one channel
-    if rank > 4:
-        x = x.flatten(2, -3)
     if rank <= 3:
         x = x.unsqueeze(2)
     x = x.float()
-    n, c, h, _ = x.shape
+    c, h = x.shape[1], x.shape[-2]
     flat = x.flatten(2)
     mean = flat.mean(2)
     deviation = flat - mean.unsqueeze(2)
@@ -58,7 +57,8 @@ def describe(x: Tensor) -> Tensor:
         grain = _energy(across.diff(dim=-1))
         if h > 1:
             down = x.diff(dim=-2)
-            block = F.avg_pool2d(x, max(1, min(x.shape[2:]) // _PIECES))
+            planes = x if rank < 5 else x.flatten(1, 2)  # a volume's slices one by one
+            block = F.avg_pool2d(planes, max(1, min(x.shape[-2:]) // _PIECES))
             sideways = torch.linspace(-1, 1, block.shape[3], device=x.device)
             upright = torch.linspace(-1, 1, block.shape[2], device=x.device)
             found += [_energy(down), grain, _energy(down.diff(dim=-2))]

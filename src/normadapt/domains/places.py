@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +57,9 @@ class Places(NamedTuple):
 
     def of(self, features: Tensor) -> Tensor:
         """Places (n, r) of instances with these features (n, p)."""
-        features = features[:, : self.centre.numel()]  # what an input looks like stands before the moments at the first site
+        features = features[
+            :, : self.centre.numel()
+        ]  # what an input looks like stands before the moments at the first site
         return (_squash(features, self.centre, self.deviation) - self.middle) @ self.discriminants
 
 
@@ -93,7 +94,7 @@ def measure_places(
         labels: Predicted classes (n,) of the inputs; -1 where unknown.
         frequencies: How often each class occurs (K,); (0,) where there are none.
         settings: The numbers.
-        from_stream: Whether the inputs are the first ones of a stream, of which nobody knows how many domains they hold.
+        from_stream: Whether the inputs are the first ones of a stream, and may be of any number of domains.
     """
     group = torch.zeros(len(own), dtype=torch.long)
     several = False
@@ -134,7 +135,11 @@ def measure_places(
         if len(chosen):
             mean = chosen.mean(0)
             classes += frequencies[k] * torch.outer(mean, mean)
-    known = torch.stack([(features - middle).mean(0) @ discriminants for features in changed]) if changed else own.new_zeros(0, count)
+    known = (
+        torch.stack([(features - middle).mean(0) @ discriminants for features in changed])
+        if changed
+        else own.new_zeros(0, count)
+    )
     return Measured(Places(centre, deviation, middle, discriminants, spread, classes, known), several, group)
 
 
@@ -145,5 +150,10 @@ def _squash(features: Tensor, centre: Tensor, deviation: Tensor) -> Tensor:
 
 def _within(features: Tensor, group: Tensor) -> tuple[Tensor, int]:
     """Features (n, p) less the means of their groups, and the degrees of freedom that are left."""
-    means = torch.stack([features[group == k].mean(0) if bool((group == k).any()) else 0 * features[0] for k in range(int(group.max()) + 1)])
+    means = torch.stack(
+        [
+            features[group == k].mean(0) if bool((group == k).any()) else 0 * features[0]
+            for k in range(int(group.max()) + 1)
+        ]
+    )
     return features - means[group], max(len(features) - len(means), 1)

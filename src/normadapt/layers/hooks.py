@@ -63,9 +63,16 @@ class SiteHook:
         """
         mean, variance = self.site.buffers()
         known = self._installed
-        if known is not None and known[0] is buffers and known[1][0] is mean and known[1][1] is variance:
-            if (mean._version, variance._version) == known[2:]:
-                return
+        if (
+            known is not None
+            and mean is not None
+            and variance is not None
+            and known[0] is buffers
+            and known[1][0] is mean
+            and known[1][1] is variance
+            and (mean._version, variance._version) == known[2:]
+        ):
+            return
         with outside_autograd():
             written = buffers[0].clone(), buffers[1].clone()
         self.site.write(*written)

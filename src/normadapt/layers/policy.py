@@ -117,7 +117,8 @@ class Statistics(NamedTuple):
         carry: Handed to the next site of the same forward pass as `evidence.upstream`.
         status: For the report, where `diagnostics` have none to say or are not there.
         ready: `mean` and `variance` as they are written into the layer, finite and in its dtype, in place of these.
-        behind: What the sites behind this one, by index, are to normalize with; they are not looked at in this pass.
+        behind: Where the sites behind this one are not to be looked at in this pass: what gives each of them, by its
+            source and the rows of its input, what it is to normalize with.
     """
 
     mean: PerChannel | None = None
@@ -127,7 +128,7 @@ class Statistics(NamedTuple):
     carry: Any = None
     status: str = ""
     ready: Buffers | None = None
-    behind: Sequence[Statistics] | None = None
+    behind: Callable[[Source, int], Statistics] | None = None
 
 
 class Answer(NamedTuple):

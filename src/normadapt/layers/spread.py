@@ -1,8 +1,8 @@
 """How much a batch's location and scale scatter around the truth when nothing has changed.
 
 Everything is in the units in which a layer's output feels it: locations over sqrt(v_s + eps), scales as
-half-log-variances, channels weighted by w = gamma^2 (docs/THEORY.md, section 6, iii). The scatter of the instance means is split
-into a part between classes and a part within them, because a batch may hold few classes but many instances.
+half-log-variances, channels weighted by w = gamma^2 (docs/THEORY.md, section 6, iii). The scatter of the instance means
+is split into a part between classes and a part within them, because a batch may hold few classes but many instances.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 
 from normadapt.types import LocationScale, Pair, PerChannel
-
-
-
 
 
 class Spread(NamedTuple):

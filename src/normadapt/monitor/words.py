@@ -83,9 +83,7 @@ def findings(report: Report, status: Mapping[str, Any] | None = None) -> Finding
     else:
         headline = "The stream is not shifted from the source."
         largest = float(np.nan_to_num(history.shift).max(initial=0.0))
-        first = (
-            f"No layer left the source's statistics by more than chance and {_FELT:g} sd ({largest:.2f} at most)."
-        )
+        first = f"No layer left the source's statistics by more than chance and {_FELT:g} sd ({largest:.2f} at most)."
     sentences = [first, *_domains(report)]
     sentences.append(_weights(report, history))
     sentences.extend(_answers(history))

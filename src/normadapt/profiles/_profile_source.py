@@ -116,8 +116,8 @@ def profile_source(
     if profile.unlikeness > _UNLIKE:
         warnings.warn(
             f"the {profile.count} source inputs are unlike what the model was trained on: their moments lie "
-            f"{profile.unlikeness:.2f} source deviations from its running statistics, root mean square over layers; the "
-            "profile believes the running statistics, and helps all the same",
+            f"{profile.unlikeness:.2f} source deviations from its running statistics, root mean square over layers; "
+            "the profile believes the running statistics, and helps all the same",
             stacklevel=2,
         )
     return profile
@@ -142,6 +142,7 @@ class _Source:
         self._items: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
         self._lengths: list[int] = []
         self._moments: list[list[Tensor]] = [[] for _ in hooks]
+        self._first: list[Tensor] = []
         self._probabilities: list[Tensor] | None = []
         self._order: list[int] = []
         self._calls: dict[int, int] = {}
@@ -168,16 +169,20 @@ class _Source:
                 if values is not None:
                     self._moments[index].append(values)
                     finite &= values.isfinite().all(2).all(0).cpu()
+            first = looking.first(rows)
+            if first is not None:
+                self._first.append(first)
             self._order += [index for index in looking.order if index not in self._order]
             for index, calls in looking.moments.items():
                 self._calls[index] = max(self._calls.get(index, 1), len(calls))
             self._note(output, rows, finite)
             lost = rows - int(finite.sum())
             if kept < self._settings.inputs and rows:
-                take = min(rows, self._settings.inputs - kept)
-                self._items.append(_first_rows(arguments, rows, finite, take))
-                self._lengths.append(min(take, rows - lost))
-                kept += self._lengths[-1]
+                take = min(rows - lost, self._settings.inputs - kept)
+                if take:
+                    self._items.append(_first_rows(arguments, rows, finite, take))
+                    self._lengths.append(take)
+                    kept += take
             self._keep(finite)
             self._excluded += lost
             batches, instances = batches + 1, instances + rows - lost
@@ -191,7 +196,7 @@ class _Source:
     def _keep(self, finite: Tensor) -> None:
         if bool(finite.all()):
             return
-        for site in self._moments:
+        for site in (*self._moments, self._first):
             if site:
                 site[-1] = site[-1][:, finite.to(site[-1].device)]
         if self._probabilities:
@@ -268,10 +273,23 @@ class _Source:
             name: self._rehearse(name, change, inputs, hooks, references, first, done)
             for done, (name, change) in enumerate(rehearsals.items(), start=2)
         }
-        own, _ = features_of(inputs.items, every[first][:, : sum(inputs.lengths)], references[first], inputs, only_input)  # type: ignore[index]
+        own, _ = features_of(
+            inputs.items, torch.cat(self._first, 1)[:, : sum(inputs.lengths)], references[first], inputs, only_input
+        )
         settings = self._settings, PlaceSettings()
         return assemble(
-            hooks, identity, shown, scatters, base, met, own, inputs, clusters, self._excluded, settings, from_stream=False
+            hooks,
+            identity,
+            shown,
+            scatters,
+            base,
+            met,
+            own,
+            inputs,
+            clusters,
+            self._excluded,
+            settings,
+            from_stream=False,
         )[0]
 
     def _rehearse(
@@ -290,6 +308,7 @@ class _Source:
             changed = changed_item(item, change, inputs)
             items.append(changed)
             self._run(own, changed)
+            own.ended(length)
             seen += length
             self._tell(name, done, batches, seen)
         features, look = features_of(items, torch.cat(own.first, 1), references[first], inputs, only_input)

@@ -59,9 +59,9 @@ def _box(x: Tensor, width: int) -> Tensor:
     width = min(width, shortest if shortest % 2 else shortest - 1)
     if width < 2:
         return x
-    padded = F.pad(x, (width // 2,) * 2 * sides, mode="replicate")
+    padded = F.pad(x.float(), (width // 2,) * 2 * sides, mode="replicate")  # pooling is not there for every dtype
     blurred: Tensor = pools[x.dim()](padded, width, 1)
-    return blurred
+    return blurred.to(x)
 
 
 def _blur(x: Tensor, width: int) -> Tensor:

@@ -46,6 +46,10 @@ class Looking:
                 self.bad = ~evidence.kept
         self.moments.setdefault(hook.index, []).append(values)
 
+    def first(self, rows: int) -> Tensor | None:
+        """Moments (2, rows, C) at the first call of the first site, by which places are found."""
+        return grouped(self.moments[self.order[0]][0], rows) if self.order else None
+
     def of(self, index: int, rows: int) -> Tensor | None:
         """Moments (2, rows, C) of a site, pooled over its calls and over rows that belong to one instance."""
         calls = self.moments.get(index)
@@ -89,13 +93,21 @@ class OwnMoments:
         self.references = references
         self.place_site = place_site
         self.first: list[Tensor] = []
+        self._begun = False
         self._sums: dict[int, tuple[float, Tensor]] = {}
+
+    def ended(self, rows: int) -> None:
+        """A chunk of this many instances has passed: the next call of the first site is of other instances."""
+        if self._begun:
+            self.first[-1] = grouped(self.first[-1], rows)
+        self._begun = False
 
     def step(self, hook: SiteHook, x: Tensor) -> None:
         """Add a site's input to its sums, and use what they say."""
         values = instance_moments(x).values.nan_to_num(0.0, 0.0, 0.0)
-        if hook.index == self.place_site:
+        if hook.index == self.place_site and not self._begun:  # a later call of it does not tell domains apart
             self.first.append(values)
+            self._begun = True
         sums = torch.stack((values[0].sum(0), (values[1] + values[0].square()).sum(0)))
         count, before = self._sums.get(hook.index, (0.0, torch.zeros_like(sums)))
         self._sums[hook.index] = count + x.shape[0], before + sums
@@ -348,9 +360,15 @@ def _spread_parts(scatter: Scatter, weight: Tensor) -> tuple[Tensor, Tensor, Ten
     root = weight.sqrt().unsqueeze(1)
     rows = []
     for part in (slice(0, channels), slice(channels, 2 * channels)):
-        b = torch.cat((scatter.between[part], torch.diag(scatter.extra[part].sqrt())), 1) * root
-        w = scatter.within[part] * root
-        bb = (b.T @ b).square().sum()
-        rows.append(torch.stack((bb, (b.T @ w).square().sum(), (w.T @ w).square().sum())))
+        b, w, own = scatter.between[part] * root, scatter.within[part] * root, scatter.extra[part] * weight
+        bb = _overlap(b, b) + 2 * (own * b.square().sum(1)).sum() + own.square().sum()
+        rows.append(torch.stack((bb, _overlap(b, w) + (own * w.square().sum(1)).sum(), _overlap(w, w))))
     between = (scatter.between.square().sum(1) + scatter.extra).view(2, channels)
     return between, scatter.within.square().sum(1).view(2, channels), torch.stack(rows)
+
+
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    """tr(A B) of the covariances A, B whose factors (C, m) these are, by way of the smaller matrix."""
+    if one.shape[1] * other.shape[1] <= one.shape[0] ** 2:
+        return (one.T @ other).square().sum()
+    return ((one @ one.T) * (other @ other.T)).sum()

@@ -105,7 +105,9 @@ def measure_scatter(
     means = y.new_zeros(len(count), 2 * channels)
     means.index_add_(0, labels[known], y[known])
     means /= count.clamp_min(1).unsqueeze(1)
-    if classes == 0 or number > n / 4 or not bool(known.all()):  # too few of each class to tell: halves
+    if (
+        classes == 0 or number > n / (2 if from_stream else 4) or not bool(known.all())
+    ):  # too few of each class to tell: halves
         within = between = ((y - y.mean(0)) / (2 * max(n, 1)) ** 0.5).T
         told, counts, noise = y.new_zeros(0, 2 * channels), y.new_zeros(0), 0.0
     else:
@@ -130,7 +132,9 @@ def measure_scatter(
     of_between = of_between + extra
     deviation = torch.cat(((mean - m_s) / v_s.sqrt(), 0.5 * torch.log(torch.maximum(variance, 0.01 * v_s) / v_s)))
     explained = of_within / n + settings.trust
-    share = ((deviation.square().sum() - explained.sum()) / of_between.sum().clamp_min(1e-9)).clamp(1 / max(number, 1), 1)
+    share = ((deviation.square().sum() - explained.sum()) / of_between.sum().clamp_min(1e-9)).clamp(
+        1 / max(number, 1), 1
+    )
     believed = deviation * settings.trust / (explained + of_between * share)
     if from_stream:
         believed = torch.zeros_like(deviation)
@@ -167,10 +171,12 @@ def site_prior(scatter: Scatter, shifts: Tensor, settings: ProfileSettings) -> S
 
     def inner(factor: Tensor) -> Tensor:
         projected = basis.T @ factor
-        return projected @ projected.T
+        squared: Tensor = projected @ projected.T
+        return squared
 
     def beyond(factor: Tensor) -> Tensor:
-        return (factor - basis @ (basis.T @ factor)).square().sum(1) / freedom
+        variance: Tensor = (factor - basis @ (basis.T @ factor)).square().sum(1) / freedom
+        return variance
 
     channels = size // 2
     return SitePrior(
@@ -193,7 +199,8 @@ def site_prior(scatter: Scatter, shifts: Tensor, settings: ProfileSettings) -> S
 def _positive(covariance: Tensor) -> Tensor:
     """The nearest covariance to a symmetric matrix: without its negative directions."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp_min(0)) @ vectors.T
+    nearest: Tensor = (vectors * values.clamp_min(0)) @ vectors.T
+    return nearest
 
 
 def _leading(factor: Tensor, most: int) -> Tensor:
@@ -209,4 +216,5 @@ def _leading(factor: Tensor, most: int) -> Tensor:
         values, right = values[-most:].flip(0), right[:, -most:].flip(1)
         chosen = factor @ right / values.clamp_min(1e-30).sqrt()
     kept = values > 1e-10 * values[0].clamp_min(1e-30)
-    return chosen[:, kept]
+    leading: Tensor = chosen[:, kept]
+    return leading

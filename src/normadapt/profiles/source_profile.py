@@ -106,8 +106,8 @@ class SourceProfile:
         clusters: Centres (K, C) of the last layer's instance means, in source deviations, where the output gives no
             classes; (0, 0) else.
         cluster_width: Root mean square distance of instances from their centre a channel.
-        unlikeness: How far the inputs' moments lie from the running statistics, root mean square over layers and channels
-            in source deviations, beyond what the number of inputs explains.
+        unlikeness: How far the inputs' moments lie from the running statistics, root mean square over layers and
+            channels in source deviations, beyond what the number of inputs explains.
         excluded: Instances left out because some layer saw NaN or Inf.
     """
 

@@ -1,1 +1,1 @@
-"""What is said of an adapted model and of its domains: plain numbers and words, made from records, read-only."""
+"""What an adapted model says about itself, as plain data: what a report shows is changed here."""

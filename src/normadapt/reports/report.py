@@ -54,8 +54,8 @@ class SiteReport:
         mean_weight_interval, variance_weight_interval: 95 % intervals of the weights, studentized with skewness and
             kurtosis of the instances; None while too few instances are known.
         risk: Parts of the estimated squared error; None when the policy does not say.
-        status: "source", "tracking", "skipped: non-finite input", ...; ", per instance" behind it where the instances of
-            the last batch had statistics of their own, as those of several domains have.
+        status: "source", "tracking", "skipped: non-finite input", ...; ", per instance" behind it where the instances
+            of the last batch had statistics of their own, as those of several domains have.
         excluded: Instances left out because their activations were not finite.
     """
 

@@ -153,7 +153,9 @@ def _spread_of_batch(evidence: Evidence, source: Source) -> Spread:
     if n > 1:
         centred = locations - locations.mean(0)
         influence = ratios + centred.square()
-        measured = torch.stack((centred.square().sum(0), 0.25 * (influence - influence.mean(0)).square().sum(0))) / (n - 1)
+        measured = torch.stack((centred.square().sum(0), 0.25 * (influence - influence.mean(0)).square().sum(0))) / (
+            n - 1
+        )
         prior = (_PRIOR * prior + (n - 1) * measured) / (_PRIOR + n - 1)
     half = 0.5 * prior
     return Spread.from_unsplit(half, half, source.channel_weight, prior.new_ones(2))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 from normadapt.layers.predictions import argmax_frequencies
 from normadapt.types import PerClass

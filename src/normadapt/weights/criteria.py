@@ -8,9 +8,9 @@ from torch import Tensor
 from normadapt.asymptotics import weights as optimal
 from normadapt.asymptotics.cumulants import Moments
 from normadapt.asymptotics.safety import tail_safe
+from normadapt.layers.moments import Evidence
 from normadapt.layers.policy import Units, standardize
 from normadapt.types import LocationScale
-from normadapt.layers.moments import Evidence
 
 _LEAST_INSTANCES = 8  # below, a batch's skewness is noise and counts as none
 

@@ -1,7 +1,8 @@
-"""The matrix weight of a window of evidence at one site: how much of an observed shift is believed, direction by direction.
+"""The matrix weight of a window of evidence at one site: how much of a shift is believed, direction by direction.
 
 A shift has 2C coordinates: locations (m - m_ref)/sd_ref, then half-log-variances (1/2) log(v/v_ref). Their covariances
-between and within classes have off-diagonal blocks Cov(location, scale): third cumulants, so skewness enters every weight.
+between and within classes have off-diagonal blocks Cov(location, scale): third cumulants. So skewness enters every
+weight.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def observed_shifts(
     The mean square of the window's mean is high by its variance, which is added back: W/N + B f.
     """
     scatter = prior.location_within / count + prior.location_between * shares.unsqueeze(1)
-    variance = second - mean * mean + scatter * reference.variance
+    variance = (second - mean * mean) / (1 - scatter.clamp(max=0.5))
     variance = torch.maximum(variance, _SMALLEST * reference.variance)
     location = ((mean - reference.mean) / reference.variance.sqrt()).expand_as(variance)
     return torch.cat((location, 0.5 * torch.log(variance / reference.variance)), 1)
@@ -154,11 +155,12 @@ def weigh(
     $$ \hat u = \sum_h p_h\, P_h (P_h + R_h)^{-1} d_h, \qquad P = s S + A I, \quad R = W/N + B f $$
 
     The sum runs over (s, A), over f, and over whether the predicted classes foretell part of the observed shift d; the
-    hypotheses h have the probabilities $p_h \propto \pi_h\, N(d_h; 0, P_h + R_h)^{1/2}$. With one channel, B = 0 and one
-    hypothesis this is the weight $\delta^2/(\delta^2 + \tau^2/n)$.
+    hypotheses h have the probabilities $p_h \propto \pi_h\, N(d_h; 0, P_h + R_h)^{1/2}$. With one channel, B = 0 and
+    one hypothesis this is the weight $\delta^2/(\delta^2 + \tau^2/n)$.
 
     Args:
-        mean, second: First and second moments of the window (C,), means over its instances.
+        mean: First moments of the window (C,), the mean over its instances.
+        second: Second moments (C,), likewise.
         count: Independent instances in the window, N.
         prior: What the profile knows of the site.
         reference: Where shifts are measured from.
@@ -167,7 +169,7 @@ def weigh(
         settings: The hypotheses.
 
     Returns:
-        The shift, with what else was found on the way. Never NaN: what is not finite in the evidence counts as no shift.
+        The shift, with what else was found on the way. Never NaN: what is not finite in the evidence is no shift.
 
     References:
         The scalar weight: Kimura (2025), arXiv 2505.16257. Its matrix form is this project's (docs/THEORY.md, 8).
@@ -204,9 +206,13 @@ def weigh(
     squared = beyond.square().unsqueeze(1)  # (F, 1, 2C)
     fit = fit + rest * ((squared / total).sum(-1) + total.log() @ prior.freedom)
 
-    first = like.new_tensor([math.log(no_shift)] + [math.log1p(-no_shift) - math.log(len(sizes) - 1)] * (len(sizes) - 1))
+    first = like.new_tensor(
+        [math.log(no_shift)] + [math.log1p(-no_shift) - math.log(len(sizes) - 1)] * (len(sizes) - 1)
+    )
     readings = like.new_tensor([math.log1p(-believed), math.log(believed)] if tells else [0.0])
-    logs = -0.5 * settings.tempering * fit + readings.view(-1, 1, 1) + like.new_tensor(log_shares).view(1, -1, 1) + first
+    logs = (
+        -0.5 * settings.tempering * fit + readings.view(-1, 1, 1) + like.new_tensor(log_shares).view(1, -1, 1) + first
+    )
     probability = torch.softmax(logs.nan_to_num(-torch.inf, -torch.inf, -torch.inf).flatten(), 0).view_as(logs)
     probability = probability.nan_to_num(0.0)
 

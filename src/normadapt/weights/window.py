@@ -24,7 +24,7 @@ class Window(NamedTuple):
         observed: The shift observed then (2C,).
         no_shift: Posterior probability of "no shift" then.
         draws: Inverse number of class draws that it was worth then.
-        mean, variance: What the layer normalizes with (C,), in its own dtype.
+        ready: What the layer normalizes with, in its own dtype.
     """
 
     count: float  # type: ignore[assignment]  # hides tuple.count
@@ -34,20 +34,14 @@ class Window(NamedTuple):
     observed: Tensor
     no_shift: Tensor
     draws: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    @property
-    def ready(self) -> Buffers:
-        """Statistics in use."""
-        return self.mean, self.variance
+    ready: Buffers
 
     @classmethod
     def empty(cls, source: Source) -> Window:
         """No evidence: the source's statistics in use."""
         none = torch.zeros(2, source.mean.numel(), dtype=torch.float64, device=source.mean.device)
         flat, one = none.flatten(), none.new_ones(())
-        return cls(0.0, none, 0.0, flat, flat, one, one, *source.original)
+        return cls(0.0, none, 0.0, flat, flat, one, one, source.original)
 
     def plus(self, count: float, sums: Tensor) -> Window:
         """With the sums (2, C) of further instances."""
@@ -55,7 +49,7 @@ class Window(NamedTuple):
 
 
 def sums_of(values: Tensor, source: Source) -> Tensor:
-    """First and second moments (2, C) of instances with these moments (2, n, C), summed; each with bounded influence."""
+    """First and second moments (2, C) of instances (2, n, C), summed; each with bounded influence."""
     mean, variance = values
     deviation = (source.variance + source.eps).sqrt()
     mean = torch.clamp(mean, source.mean - _BOUND * deviation, source.mean + _BOUND * deviation)

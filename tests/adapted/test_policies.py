@@ -1,6 +1,7 @@
 """The contract that every policy keeps at every kind of site, and each rule against its formula by hand."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normadapt as na
-from models import CASES, NET, calibrate, same
+from models import CASES, same
 from normadapt.baselines import EMA, BatchStatistics, SchneiderPrior, Source
-from normadapt.policies.belief import UNTOLD, believe
 
 
-class Halfway:
-    """A user's policy: ten lines, no base class, a dict as state."""
+class Halfway(na.Policy):
+    """A user's policy: ten lines, a dict as state."""
 
     def init(self, source):
         return {"mean": source.mean, "batches": 0}
@@ -26,7 +26,7 @@ class Halfway:
 
 
 POLICIES = {
-    "track": na.Track(),
+    "domains": na.Domains(),
     "channel": na.Blend(pooling="channel"),
     "layer": na.Blend(pooling="layer"),
     "model": na.Blend(pooling="model"),
@@ -48,7 +48,7 @@ def run(adapted, inputs, case):
 def test_every_policy_at_every_site(policy, name):
     case = CASES[name]
     model, rule = case.model(), POLICIES[policy]
-    adapted = na.adapt(model, na.profile_source(model, [case.item(case.source(64))]), rule)
+    adapted = na.adapt(model, case.profile(), rule)
     inputs = [case.target(1), case.target(8), case.source(5), case.target(1, seed=2)]
     outputs = run(adapted, inputs[:2], case)
     state, twin = adapted.snapshot(), copy.deepcopy(adapted)
@@ -134,8 +134,7 @@ def test_baselines_by_hand():
 
 @pytest.mark.parametrize("wrong", [lambda: EMA(1.1), lambda: EMA(-0.1), lambda: SchneiderPrior(-1),
                                    lambda: na.Blend(pooling="pixel"), lambda: na.Blend(criterion="mae"),
-                                   lambda: na.Track(memory=0.5), lambda: na.Track(significance=0.0),
-                                   lambda: na.Track(jump_probability=1.0)])  # fmt: skip
+                                   lambda: na.Domains(max_weight=-0.1), lambda: na.Domains(max_weight=math.nan)])  # fmt: skip
 def test_hyper_parameters_are_checked(wrong):
     with pytest.raises(ValueError, match="must "):
         wrong()
@@ -194,82 +193,7 @@ def test_blend_over_the_model_by_hand():
         x = (x - mean.view(1, 2, 1, 1)) * scale.view(1, 2, 1, 1)
 
 
-@pytest.mark.parametrize("shift", [0.5, 2.0])
-def test_the_first_batch_of_track_by_hand(shift):
-    layer, x = norm(), data(12, seed=3, shift=shift)
-    profile = na.profile_source(layer, [data(400, seed=9)])
-    adapted = na.adapt(layer, profile)
-    adapted(x)
-    site = profile.sites[""]
-    total, w = site.between + site.within, GAMMA.double() ** 2
-    mean, variance = batch_moments(x)
-    spread = site.variance + layer.eps  # Track measures from what source data are, not from the running statistics
-    ratio = (variance + layer.eps) / spread + total[0] / 12
-    d = torch.stack(((mean - site.mean) / spread.sqrt(), ratio.log() / 2))
-    # Nothing is known yet of how alike the instances of this stream are: twelve of them may be of one class.
-    r = site.within * (1 / 12 + 1 / 400) + site.between * (1 + 1 / 400)
-    squared, sums, between = (d**2 @ w).tolist(), (float(w.sum()), float((w**2).sum())), 1 + 1 / 400
-    cumulants = site.spread(w).cumulants(between, 1 / 12 + 1 / 400, (0.0, 0.0), sums)
-    assert [k1 for k1, _ in cumulants] == pytest.approx((r @ w).tolist())
-    excess = torch.tensor(believe(squared, cumulants, sums[0], UNTOLD).shift, dtype=torch.float64)
-    weights = adapted.report().sites[0].mean_weight, adapted.report().sites[0].variance_weight
-    # A gate may hold either at the source.
-    excess = excess * torch.tensor([float(w > 0) for w in weights], dtype=torch.float64)
-    weight = excess.unsqueeze(1) / (excess.unsqueeze(1) + r)
-    location, root = (weight * d)[0], (weight * d)[1].exp()
-    m_s, v_s = layer.running_mean, layer.running_var + layer.eps
-    # (m - M)/sqrt(V) = (m_p - m_s)/sqrt(v_s): the output has the moments that it has on source data
-    expected = m_s + location * spread.sqrt() + (site.mean - m_s) * (1 - root), root**2 * v_s - layer.eps
-    assert_uses(adapted, *expected)
-    assert (adapted.report().sites[0].mean_weight > 0.5) == (shift > 1)
-
-
-def test_track_keeps_the_source_on_source_data():
-    model = NET.model()
-    calibrate(model, lambda: model(NET.source(4000, seed=77)))  # the source itself must be known well
-    for profile in (na.profile_source(model, [NET.source(1000, seed=78)]), None):
-        kept = []
-        for seed in range(6):
-            adapted = na.adapt(model, profile)
-            for i in range(25):
-                run(adapted, [NET.source(8, seed=10_000 + 100 * seed + i)], NET)
-                kept += [site.status.startswith("source") for site in adapted.report().sites]
-        assert sum(kept) / len(kept) > 0.8
-
-
-@pytest.mark.parametrize("profiled", [False, True])
-@pytest.mark.parametrize("n", [1, 4, 16])
-def test_track_follows_a_jump_and_comes_back(profiled, n):
-    case = CASES["1d-series"]
-    # A single instance must be absurd to tell of a jump, and so must a few when nobody knows what is usual: what a
-    # series' instances have within leaves room for much between them.
-    usually = {1: 4.0, 4: 4.0, 16: 3.0}
-    model, further = case.model(), 4.0 if n == 1 else 0.0 if profiled else usually[n]
-
-    def target(n, seed):
-        return case.target(n, seed) + further
-
-    # The model was never trained: its answers say nothing.
-    policy = na.Track(compares=False)
-    adapted = na.adapt(model, na.profile_source(model, [case.source(256)]) if profiled else None, policy)
-    with torch.no_grad():
-        truth = {
-            "source": model[0](case.source(2000, seed=1)).mean((0, 2)),
-            "target": model[0](target(2000, seed=1)).mean((0, 2)),
-        }
-    away = float((truth["target"] - truth["source"]).norm())
-    for kind, batch in (("source", case.source), ("target", target), ("source", case.source)):
-        run(adapted, [batch(n, seed=50 + i) for i in range(96 // n)], case)
-        reached = adapted.state_dict()["1.running_mean"]
-        assert float((reached - truth[kind]).norm()) < 0.25 * away
-
-
-@settings(max_examples=15, deadline=None)
-@given(scale=st.floats(0.01, 100), offset=st.floats(-100, 100))
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.Blend(pooling="channel"), EMA(), SchneiderPrior()])
-@pytest.mark.parametrize("profiled", [False, True])
-def test_affine_equivariance(policy, profiled, scale, offset):
-    """Other units of the activations, other units of the statistics, the same output."""
+def equivariant(policy, scale, offset, *, profiled=False):
     here = norm(eps=1e-14)
     there = copy.deepcopy(here)
     there.running_mean.mul_(scale).add_(offset)
@@ -282,3 +206,17 @@ def test_affine_equivariance(policy, profiled, scale, offset):
     for i, shift in enumerate((0.0, 0.0, 1.5, 1.5, 0.0)):
         x = data(6, seed=i, shift=shift)
         torch.testing.assert_close(theirs(x * scale + offset), ours(x), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(scale=st.floats(0.01, 100), offset=st.floats(-100, 100))
+@pytest.mark.parametrize("policy", [na.Blend(), na.Blend(pooling="channel"), EMA(), SchneiderPrior()])
+def test_affine_equivariance(policy, scale, offset):
+    """Other units of the activations, other units of the statistics, the same output."""
+    equivariant(policy, scale, offset)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 100.0), (0.01, 0.0), (100.0, -3.0)])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend()])
+def test_affine_equivariance_with_a_profile(policy, scale, offset):
+    equivariant(policy, scale, offset, profiled=True)

@@ -109,14 +109,14 @@ def test_a_loader_that_can_be_read_once_gets_one_tracked_pass(make):
     model, x = NET.model(), NET.target(256)
     told = []
     with pytest.warns(UserWarning, match="iterated only once") as caught:
-        result = na.recalibrate(model, make(batches(x, 32)), progress=told.append)
+        result = na.recalibrate(model, make(batches(x, 32)), NET.profile(), progress=told.append)
     assert caught[0].filename == __file__
     outcome = result.recalibration
     assert outcome.tracked
     assert not outcome.converged
     assert (outcome.passes, outcome.count) == (1, 256)
     assert [(p.pass_index, p.batches, p.instances) for p in told][-1] == (1, 8, 256)
-    adapted = na.adapt(model)
+    adapted = na.adapt(model, NET.profile())
     with torch.no_grad():
         for batch in batches(x, 32):
             adapted(batch)

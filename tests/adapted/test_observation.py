@@ -1,3 +1,5 @@
+"""Who looks on sees every adapting pass, and changes nothing."""
+
 from __future__ import annotations
 
 import copy
@@ -9,7 +11,6 @@ from torch import Tensor, nn
 
 import normadapt as na
 from normadapt.adapted.observation import Seen
-from normadapt.pilot import Disagreement, NonFinite, Pilot, Plan
 
 
 def model() -> nn.Module:
@@ -22,7 +23,7 @@ def batch(n: int = 8) -> Tensor:
 
 
 def test_an_observer_sees_each_adapting_pass_and_no_other() -> None:
-    adapted, seen = na.adapt(model()), []
+    adapted, seen = na.adapt(model(), policy=na.Blend()), []
     handle = adapted.observe(lambda stream, what: seen.append((stream, what)))
     output = adapted(batch())
     with adapted.paused():
@@ -45,7 +46,7 @@ def test_an_observer_sees_each_adapting_pass_and_no_other() -> None:
 
 
 def test_observers_change_no_answer_and_what_they_raise_is_counted() -> None:
-    plain, watched = na.adapt(model()), na.adapt(model())
+    plain, watched = na.adapt(model(), policy=na.Blend()), na.adapt(model(), policy=na.Blend())
     handles = [watched.observe(_fail), watched.observe(lambda *_: None)]
     for _ in range(3):
         x = batch()
@@ -59,7 +60,7 @@ def _fail(*_: object) -> None:
 
 
 def test_a_pass_that_fails_is_not_shown() -> None:
-    adapted, seen = na.adapt(model()), []
+    adapted, seen = na.adapt(model(), policy=na.Blend()), []
     adapted.observe(lambda *what: seen.append(what))
     with pytest.raises(RuntimeError):
         adapted(torch.randn(2, 1, 9, 9))  # too large for the last layer
@@ -67,7 +68,7 @@ def test_a_pass_that_fails_is_not_shown() -> None:
 
 
 def test_copies_have_no_observers() -> None:
-    adapted, seen = na.adapt(model()), []
+    adapted, seen = na.adapt(model(), policy=na.Blend()), []
     adapted.observe(lambda *what: seen.append(what))
     for other in (copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted))):
         other(batch())
@@ -76,16 +77,4 @@ def test_copies_have_no_observers() -> None:
 
 def test_observing_needs_something_to_call() -> None:
     with pytest.raises(TypeError, match="call with"):
-        na.adapt(model()).observe(3)  # type: ignore[arg-type]
-
-
-def test_a_pilot_shows_how_both_models_agree() -> None:
-    pilot, seen = Pilot(model(), plan=Plan(guards=(Disagreement(), NonFinite()))), []
-    with pilot.observe(lambda stream, compared: seen.append((stream, compared))):
-        pilot(batch(), stream="left")
-    pilot(batch())
-    [(stream, compared)] = seen
-    assert stream == "left"
-    assert compared.items == 8
-    assert 0 <= compared.agreeing <= 8
-    assert compared.time == pytest.approx(pilot.now(), abs=60)
+        na.adapt(model(), policy=na.Blend()).observe(3)  # type: ignore[arg-type]

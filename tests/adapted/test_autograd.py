@@ -23,7 +23,7 @@ def test_gradients_reach_the_shared_parameters_by_value(profiled):
 
 def test_several_forwards_before_one_backward():
     original = NET.model()
-    adapted = na.adapt(original)
+    adapted = na.adapt(original, NET.profile())
     frozen, total = [], torch.zeros(())
     for i in range(3):
         total = total + adapted(NET.target(8, seed=i)).square().sum()
@@ -42,7 +42,7 @@ def test_several_forwards_before_one_backward():
 
 def test_training_a_parameter_goes_on_between_batches():
     original = NET.model()
-    adapted = na.adapt(original)
+    adapted = na.adapt(original, NET.profile())
     optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
     weight = original[9].weight.detach().clone()
     for i in range(3):
@@ -52,12 +52,12 @@ def test_training_a_parameter_goes_on_between_batches():
     assert not torch.equal(original[9].weight, weight)
 
 
-@pytest.mark.parametrize("policy", [na.Track(), na.Blend(), na.baselines.EMA()])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.baselines.EMA()])
 @pytest.mark.parametrize("double", [False, True])
 def test_inference_mode_and_gradients_take_turns(policy, double):
     dtype = torch.float64 if double else torch.float32
     model = CASES["1d"].model().to(dtype)
-    adapted = na.adapt(model, policy=policy)
+    adapted = na.adapt(model, na.profile_source(model, [CASES["1d"].source(64).to(dtype)]), policy)
     data = [CASES["1d"].target(8, seed=i).to(dtype) for i in range(4)]
     with torch.inference_mode():
         adapted(data[0])
@@ -78,12 +78,12 @@ def test_inference_mode_and_gradients_take_turns(policy, double):
 @pytest.mark.parametrize("inside", ["adapt", "restore", "load"])
 def test_inference_mode_around_anything_is_no_trap(inside):
     model = NET.model()
-    adapted = na.adapt(model)
+    adapted = na.adapt(model, NET.profile())
     with torch.no_grad():
         adapted(NET.target(8))
     with torch.inference_mode():
         if inside == "adapt":
-            adapted = na.adapt(model)
+            adapted = na.adapt(model, NET.profile())
             adapted(NET.target(8))
         elif inside == "restore":
             adapted.restore(adapted.snapshot())
@@ -95,15 +95,24 @@ def test_inference_mode_around_anything_is_no_trap(inside):
 
 
 def test_channels_last_is_kept_and_gives_the_same():
-    plain, model = na.adapt(NET.model()), NET.model().to(memory_format=torch.channels_last)
-    adapted = na.adapt(nn.Sequential(*model[:6]))
-    whole = na.adapt(model)
+    plain, model = NET.adapted(), NET.model().to(memory_format=torch.channels_last)
+    part = nn.Sequential(*model[:6])
+    adapted = na.adapt(part, na.profile_source(part, [NET.source(64)]))
+    whole = na.adapt(model, NET.profile())
     with torch.no_grad():
         for i in range(3):
             x = NET.target(8, seed=i)
             y = adapted(x.to(memory_format=torch.channels_last))
             torch.testing.assert_close(whole(x.to(memory_format=torch.channels_last)), plain(x))
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def dtypes_of_memory(adapted):
+    """Of all that a stream remembers, but for the statistics that a layer is given."""
+    kept = {k: v for k, v in adapted.snapshot().items() if "|memory|" in k and v.is_floating_point()}
+    given = {k: v for k, v in kept.items() if "|windows|" in k and k.endswith(("|mean", "|variance"))}
+    assert {v.dtype for v in given.values()} == {adapted.sources[0].original[0].dtype}
+    return {v.dtype for k, v in kept.items() if k not in given}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -125,12 +134,11 @@ def test_half_precision_activations(name, dtype, profiled):
         source = case.call(case.model(), x)
     error = (output.float() - expected).abs().mean()  # rounding may decide a gate, so not element by element
     assert float(error) < 0.01 + 0.2 * float((source - expected).abs().mean())
-    state = adapted.snapshot()
-    assert {v.dtype for k, v in state.items() if "|state|" in k and v.is_floating_point()} == {torch.float64}
+    assert dtypes_of_memory(adapted) == {torch.float64}
 
 
 def test_autocast():
-    adapted, reference = na.adapt(NET.model()), na.adapt(NET.model())
+    adapted, reference = NET.adapted(), NET.adapted()
     with torch.no_grad():
         for i in range(3):
             with torch.autocast("cpu", torch.bfloat16):
