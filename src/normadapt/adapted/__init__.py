@@ -1,1 +1,1 @@
-"""What a user holds: `adapt`, `AdaptedModel`, its streams and the rule `Domains`. The way of one batch is in `forward`."""
+"""What a user holds: `adapt`, `AdaptedModel`, its streams and the rule `Domains`. One batch's way is in `forward`."""

@@ -484,7 +484,9 @@ class AdaptedModel(nn.Module):
                 like = hook.source.original[0]
                 mean, variance = record.buffers
                 records.append(_moved(record, like.device)._replace(buffers=(mean.to(like), variance.to(like))))
-            self._streams[name] = Stream(records, _moved(stream.memory, like.device))
+            memory = stream.memory
+            moved = memory.moved(like.device) if isinstance(memory, Memory) else _moved(memory, like.device)
+            self._streams[name] = Stream(records, moved)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:

@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normadapt.adapted.trees import Each
+from normadapt.adapted.trees import Each, EachValue, map_tensors
 from normadapt.adapted.window_report import Told
 from normadapt.domains import class_draws
 from normadapt.domains.bank import Bank, BankSettings, Domain, assign, empty_bank, merge_order
 from normadapt.domains.change import Change
 from normadapt.domains.class_draws import ClassDraws, Draws, draws_of
 from normadapt.domains.describe import describe, first_moments, only_input
+from normadapt.domains.places import Places
 from normadapt.layers.moments import Evidence, InstanceMoments
 from normadapt.layers.policy import Answer, Policy, Source, State, Statistics
+from normadapt.layers.reference import Reference
 from normadapt.profiles.rehearse import grouped, standardized
 from normadapt.profiles.source_profile import SiteProfile, SourceProfile
-from normadapt.weights.matrix import Reading, WeightSettings, weigh
+from normadapt.weights.matrix import Reading, SitePrior, WeightSettings, weigh
 from normadapt.weights.window import Window, sums_of
 
 _YOUNG = 64.0  # instances: a window below counts the present batch before the batch is answered
@@ -55,6 +57,14 @@ class Memory(NamedTuple):
         bank = empty_bank(places.scatter.numel(), places.centre.numel(), has_source=has_source)
         return cls(bank, class_draws.FIRST, None if has_source else profile)
 
+    def moved(self, device: torch.device) -> Memory:
+        """The same with its windows on a device; all else stays on the CPU."""
+        domains = tuple(
+            domain._replace(windows=map_tensors(domain.windows, lambda tensor: tensor.to(device)))
+            for domain in self.bank.domains
+        )
+        return self._replace(bank=self.bank._replace(domains=domains))
+
     def relearned(self, profile: SourceProfile) -> Memory:
         """The same with another `learned`: evidence stays, and domains lie where its places have them."""
         places, bank = profile.places, self.bank
@@ -78,7 +88,11 @@ _NONE = torch.zeros(0, dtype=torch.float64)
 _WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, (_NONE, _NONE))
 _ANSWERS = ClassDraws(0.0, _NONE, 0.0, 0.0, 0.0, _NONE)
 _DOMAIN = Domain(0, "", 0.0, 0.0, 0.0, _NONE, _NONE, 0.0, _NONE, 0.0, _ANSWERS, Each((_WINDOW,)))
-_MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0))
+_SITE = SiteProfile(
+    0, _NONE, _NONE, Reference(_NONE, _NONE), SitePrior(*[_NONE] * len(SitePrior._fields)), *[_NONE] * 3
+)
+_LEARNED = SourceProfile("", "", 0, _NONE, EachValue({"": _SITE}), Places(*[_NONE] * len(Places._fields)))
+_MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0), _LEARNED)
 
 
 class Group(NamedTuple):

@@ -1,13 +1,14 @@
 """Trees of numbers as plain dicts of tensors, and back: how an adapted model's state leaves and returns.
 
-A tree is made of tensors, Python numbers, strings, None, tuples, NamedTuples and dicts. The last sign of a key tells
-what a leaf was: nothing for a tensor, "#" for a number, "$" for a string, "~" for None.
+A tree is made of tensors, Python numbers, strings, None, tuples, NamedTuples, dataclasses and dicts. The last sign of a
+key tells what a leaf was: nothing for a tensor, "#" for a number, "$" for a string, "~" for None.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from normadapt.errors import SnapshotError
 
 
 def _children(tree: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
+    if is_dataclass(tree):
+        yield from ((field.name, getattr(tree, field.name)) for field in fields(tree))
+    elif isinstance(tree, Mapping):
         yield from ((str(key), value) for key, value in tree.items())
     elif hasattr(tree, "_fields"):
         yield from zip(tree._fields, tree, strict=True)
@@ -37,7 +40,7 @@ def flatten(tree: Any, prefix: str) -> dict[str, Tensor]:
         return {prefix + "#": torch.tensor(tree, dtype=torch.float64)}
     if isinstance(tree, (bool, int)):
         return {prefix + "#": torch.tensor(tree)}
-    if isinstance(tree, (Mapping, tuple, list)):
+    if isinstance(tree, (Mapping, tuple, list)) or (is_dataclass(tree) and not isinstance(tree, type)):
         flat: dict[str, Tensor] = {}
         for key, value in _children(tree):
             flat.update(flatten(value, f"{prefix}|{key}"))
@@ -59,6 +62,10 @@ class Each(tuple[Any, ...]):
     """Pattern of a tuple of any length whose entries are all like this one's first."""
 
     __slots__ = ()
+
+
+class EachValue(dict[str, Any]):
+    """Pattern of a mapping with any keys whose values are all like this one's only value."""
 
 
 class _Leaf(NamedTuple):
@@ -101,6 +108,12 @@ def rebuild(flat: Mapping[str, Tensor], prefix: str, template: Any) -> Any:
 def _grown(node: dict[str, Any] | _Leaf, prefix: str, template: Any) -> Any:
     if isinstance(node, _Leaf):
         return _read(node, prefix, template)
+    if isinstance(template, EachValue):
+        (like,) = template.values()
+        return {key: _grown(value, f"{prefix}|{key}", like) for key, value in node.items()}
+    if is_dataclass(template) and not isinstance(template, type):
+        found = {key: _grown(node.get(key, {}), f"{prefix}|{key}", value) for key, value in _children(template)}
+        return type(template)(**found)
     if template is not None and hasattr(template, "_fields"):
         parts = ((key, node.get(key, {}), value) for key, value in _children(template))
         return type(template)(*(_grown(part, f"{prefix}|{key}", value) for key, part, value in parts))
