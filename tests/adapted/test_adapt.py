@@ -278,7 +278,7 @@ def test_casting_leaves_the_original_alone(adapted, dtype):
 
 def test_arguments_are_checked():
     model = NET.model()
-    with pytest.raises(TypeError, match="a normadapt.Policy with a step"):
+    with pytest.raises(TypeError, match=r"a normadapt\.Policy with a step"):
         na.adapt(model, policy=na.Domains)
     with pytest.raises(ValueError, match="name must be a string"):
         na.adapt(model).stream(3)

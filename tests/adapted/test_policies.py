@@ -134,7 +134,8 @@ def test_baselines_by_hand():
 
 @pytest.mark.parametrize("wrong", [lambda: EMA(1.1), lambda: EMA(-0.1), lambda: SchneiderPrior(-1),
                                    lambda: na.Blend(pooling="pixel"), lambda: na.Blend(criterion="mae"),
-                                   lambda: na.Domains(max_weight=-0.1), lambda: na.Domains(max_weight=math.nan)])  # fmt: skip
+                                   lambda: na.Domains(max_weight=-0.1),
+                                   lambda: na.Domains(max_weight=math.nan)])  # fmt: skip
 def test_hyper_parameters_are_checked(wrong):
     with pytest.raises(ValueError, match="must "):
         wrong()

@@ -139,8 +139,8 @@ def test_every_kind_of_model_starts(name):
     model = case.model()
     adapted = na.adapt(model)
     with torch.no_grad():
-        for i in range(40):
-            assert bool(case.call(adapted, case.target(8, seed=i)).isfinite().all())
+        for i in range(15):
+            assert bool(case.call(adapted, case.target(16, seed=i)).isfinite().all())
         x = case.target(64, seed=99)
         with adapted.paused():
             ours = case.call(adapted, x)

@@ -65,10 +65,11 @@ def test_only_the_leading_directions_are_kept():
 
 def test_where_the_classes_lie_by_hand():
     labels = torch.arange(300) % 3
-    found = measured(labels)
-    own = found.own - found.own.mean(0)
+    places = measured(labels).places
+    own = places.of(features(300, 0))
+    own = own - own.mean(0)
     expected = sum(float(PI[k]) * torch.outer(own[labels == k].mean(0), own[labels == k].mean(0)) for k in range(3))
-    torch.testing.assert_close(found.places.classes, expected)
+    torch.testing.assert_close(places.classes, expected)
 
 
 def test_far_features_count_as_logarithms():
@@ -92,20 +93,23 @@ def first_inputs(count):
     x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
     rehearsed = [describe(change(x)) for change in rehearsals_for(4).values()]
     nobody = torch.full((64,), -1), torch.zeros(0)
-    return measure_places(describe(x), rehearsed, *nobody, PlaceSettings(), from_stream=True), domain
+    found = measure_places(describe(x), rehearsed, *nobody, PlaceSettings(), from_stream=True)
+    return found, domain, found.places.of(describe(x))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_streams_first_inputs_of_several_domains_are_told_apart(count):
-    found, domain = first_inputs(count)
+    found, domain, own = first_inputs(count)
     assert found.several
-    centres = torch.stack([found.own[domain == k].mean(0) for k in range(count)])
+    assert len(found.groups.unique()) >= 2
+    centres = torch.stack([own[domain == k].mean(0) for k in range(count)])
     assert float(torch.pdist(centres).min()) > 2.5
-    scatter = torch.stack([found.own[domain == k].var(0).mean() for k in range(count)])
+    scatter = torch.stack([own[domain == k].var(0).mean() for k in range(count)])
     assert float(scatter.max()) < 1.5
 
 
 def test_a_streams_first_inputs_of_one_domain_are_taken_for_that_and_their_scatter_is_widened():
-    found, _ = first_inputs(1)
+    found, _, own = first_inputs(1)
     assert not found.several
-    assert float(found.own.var(0).mean()) < 1 / 2.5
+    assert len(found.groups.unique()) == 1
+    assert float(own.var(0).mean()) < 1 / 2.5

@@ -205,6 +205,21 @@ def test_the_split_and_the_traces_are_those_of_the_true_covariances():
     torch.testing.assert_close(site.squares[0], traces, rtol=0.08, atol=2e-3)
 
 
+def test_classes_that_mean_nothing_have_nothing_between_them():
+    """Ten random classes of four instances each scatter by themselves: that part is taken off."""
+    torch.manual_seed(0)
+    n, classes = 40, 10
+    layer = nn.BatchNorm1d(200).double().eval()
+    layer.running_var *= 1e-3  # what training data scattered more is added: here nothing
+    labels = nn.functional.one_hot(torch.arange(n) % classes, classes).double()
+    x = torch.randn(n, 200).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        site = na.profile_source(layer, [x], predictions=lambda y: labels, rehearsals={}).sites[""]
+    noise = (classes - 1) / n
+    assert float(site.prior.location_between.mean()) < 0.6 * noise * float(site.prior.location_within.mean())
+
+
 def test_a_layer_without_statistics_works_with_a_profile():
     torch.manual_seed(0)
     model = vectors(track_running_stats=False).eval()

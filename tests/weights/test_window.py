@@ -1,5 +1,7 @@
 """A window is a sum: exact whatever the batches, merged in any order, and no instance can carry it away."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,7 +33,7 @@ def test_splitting_and_merging_change_nothing(cuts):
     moments, _ = values(12)
     whole = Window.empty(SOURCE).plus(12, sums_of(moments, SOURCE))
     ends = [0, *sorted(cuts), 12]
-    parts = [moments[:, a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [moments[:, a:b] for a, b in itertools.pairwise(ends)]
     forward = backward = Window.empty(SOURCE)
     for part in parts:
         forward = forward.plus(part.shape[1], sums_of(part, SOURCE))
