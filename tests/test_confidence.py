@@ -95,7 +95,7 @@ def test_the_source_kept_risks_the_shift_and_no_variance():
     assert found.variance == found.skewness == 0.0
 
 
-@pytest.mark.parametrize("policy", [na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
+@pytest.mark.parametrize("policy", [na.Domains(), na.Blend(), na.Blend(criterion="output"), na.Blend(criterion="tail")])
 @pytest.mark.parametrize("n", [1, 16])
 def test_reports_hold_intervals_about_their_weights(policy, n):
     model = NET.model()
@@ -109,7 +109,12 @@ def test_reports_hold_intervals_about_their_weights(policy, n):
         assert site.risk.bias_squared >= 0
         assert site.risk.variance >= 0
         assert values["risk"] == site.risk._asdict()
-        if n == 1:
+        assert (site.shift_interval is None) == isinstance(policy, na.Blend)
+        if site.shift_interval is not None:
+            assert 0 <= site.shift_interval.low <= site.shift_interval.high
+            assert site.shift <= site.shift_interval.high
+            assert values["shift_interval"] == site.shift_interval._asdict()
+        if n == 1 and isinstance(policy, na.Blend):
             assert site.mean_weight_interval is None
             continue
         for weight, interval in (
@@ -118,6 +123,7 @@ def test_reports_hold_intervals_about_their_weights(policy, n):
         ):
             assert 0 <= interval.low <= weight + 1e-12
             assert weight <= interval.high + 1e-12 <= 1 + 1e-9
+    assert type(report).from_dict(plain) == report
     assert ("(" in str(report).splitlines()[-1]) == (report.sites[-1].mean_weight_interval is not None)
 
 
@@ -137,21 +143,3 @@ def test_the_interval_covers_the_weight_of_the_true_shift():
         low, high = adapted.report().sites[0].mean_weight_interval
         inside += low <= 0.25 / (0.25 + 1 / n) <= high
     assert inside / runs > 0.88
-
-
-@pytest.mark.parametrize("n", [1, 16])
-def test_the_default_policy_reports_weights_and_risk(n):
-    adapted = NET.adapted()
-    assert all(site.risk is None and site.mean_weight is None for site in adapted.report().sites)
-    with torch.no_grad():
-        for i in range(64 // n):
-            adapted(NET.target(n, seed=i))
-    first, *_ = adapted.report().sites
-    assert first.status == "tracking"
-    assert 0.5 < first.mean_weight <= 1
-    assert 0.5 < first.variance_weight <= 1
-    assert 1 < first.effective_count <= 64
-    assert first.tail_probability < 1e-3
-    assert first.shift > 0.3
-    assert 0 <= first.risk.bias_squared < first.shift**2
-    assert 0 < first.risk.variance < first.shift**2

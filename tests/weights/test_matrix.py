@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from normadapt.layers.reference import Reference
 from normadapt.profiles.site_prior import ProfileSettings, Scatter, site_prior
 from normadapt.weights.matrix import Reading, SitePrior, WeightSettings, observed_shifts, shares_of, weigh
-from normadapt.weights.noise import noise_of
 
 FLAT = torch.float64
 
@@ -275,18 +274,3 @@ def test_the_mean_square_of_a_mean_is_added_back():
         found = observed_shifts(x.mean()[None], q[None], 8.0, torch.ones(1, dtype=FLAT), prior, unit_reference(1))
         scales.append((2 * found[0, 1]).exp())
     assert float(torch.stack(scales).mean()) == pytest.approx(1.0, abs=0.02)
-
-
-def test_noise_for_the_report_is_that_of_full_matrices():
-    prior, weight = made(CHANNELS, **FACTORS), torch.tensor([0.5, 2.0, 1.0], dtype=FLAT)
-    d = randn(6, seed=12)
-    found = noise_of(prior, 20.0, 0.15, weight, d)
-    W = FACTORS["within"] @ FACTORS["within"].T
-    B = FACTORS["between"] @ FACTORS["between"].T + torch.diag(FACTORS["extra"])
-    R, w = W / 20 + 0.15 * B, torch.diag(weight)
-    for row, part in enumerate((slice(0, 3), slice(3, 6))):
-        r = R[part, part]
-        torch.testing.assert_close(found.variance[row], r.diagonal(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(found.trace[row], (w @ r).trace(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(found.squares[row], (w @ r @ w @ r).trace(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(found.along[row], d[part] @ w @ r @ w @ d[part], rtol=1e-6, atol=1e-9)

@@ -41,6 +41,7 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
     site, source, told = hook.site, hook.source, record.diagnostics
     weight = source.channel_weight
     effective = probability = mean_weight = variance_weight = risk = None
+    shift_interval: Interval | None = None
     intervals: tuple[Interval | None, Interval | None] = (None, None)
     if told is None:
         location, ratio = standardize(torch.stack(record.buffers).double(), source.units).unbind()
@@ -55,6 +56,8 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
         mean_weight, variance_weight = (_average(w, weight) for w in told.weight)
         intervals = weight_interval(told, 0, source), weight_interval(told, 1, source)
         risk = risk_parts(told, source)
+        if told.shift_interval is not None:
+            shift_interval = Interval(*(max(end, 0.0) ** 0.5 for end in told.shift_interval))
     return SiteReport(
         name=site.name or type(site.module).__name__,
         kind=site.kind,
@@ -70,6 +73,7 @@ def _site_report(hook: SiteHook, record: Record) -> SiteReport:
         mean_weight_interval=intervals[0],
         variance_weight_interval=intervals[1],
         risk=risk,
+        shift_interval=shift_interval,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from normadapt.asymptotics.shift_interval import squared_shift_interval
 from normadapt.layers.policy import Diagnostics, Source, pair
 from normadapt.profiles.source_profile import SiteProfile
 from normadapt.weights.noise import noise_of
@@ -32,14 +33,16 @@ def diagnostics_of(window: Window, site: SiteProfile, source: Source) -> Diagnos
     noise = noise_of(site.prior, max(window.weighed, 1.0), draws, weight, window.observed)
     squared = observed.square() @ weight
     share = ((used * observed) @ weight / squared.clamp_min(1e-300)).clamp(0, 1)
-    one = noise_of(site.prior, 1.0, 1.0, weight, window.observed).trace.sum()
+    one = noise_of(site.prior, 1.0, 1.0, weight, window.observed)
     trace, squares = noise.trace.tolist(), (2 * noise.squares).tolist()
+    interval = squared_shift_interval(squared.sum(), noise.trace[2], noise.squares[2], noise.direction[2])
     return Diagnostics(
-        effective_count=float(one / noise.trace.sum().clamp_min(1e-300)),
-        shift=pair((squared - noise.trace).clamp_min(0)),
+        effective_count=float(one.trace[2] / noise.trace[2].clamp_min(1e-300)),
+        shift=pair((squared - noise.trace[:2]).clamp_min(0)),
         squared=pair(squared),
         cumulants=((trace[0], squares[0]), (trace[1], squares[1])),
         weight=share.unsqueeze(1).expand(2, weight.numel()).contiguous(),
         status="tracking" if bool(torch.any(window.shift != 0)) else "source",
         noise=noise.variance,
+        shift_interval=(float(interval.low) / weight.numel(), float(interval.high) / weight.numel()),
     )

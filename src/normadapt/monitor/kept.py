@@ -92,6 +92,7 @@ def of_stream(report: Report, history: History, domains: tuple[DomainReport, ...
             mean_weight_interval=None,
             variance_weight_interval=None,
             risk=None,
+            shift_interval=None,
         )
         for place, site in enumerate(report.sites)
     )

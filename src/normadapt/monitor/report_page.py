@@ -15,7 +15,7 @@ from normadapt.monitor.page_data import page_data
 from normadapt.monitor.words import Finding, findings, moment, who
 from normadapt.page_style import document
 from normadapt.reports.domain_report import DomainReport
-from normadapt.reports.report import Report, SiteReport, format_probability, format_weight
+from normadapt.reports.report import Report, SiteReport, format_probability, format_shift, format_weight
 from normadapt.version import __version__
 
 _LOG_ROWS = 500
@@ -177,7 +177,8 @@ def layer_table(sites: Sequence[SiteReport]) -> str:
         return ""
     head = "".join(f"<th>{name}</th>" for name in ("layer", "shift", "by chance", "w(mean)", "w(variance)", "status"))
     rows = "\n".join(
-        f"<tr><td>{escape(site.name)}</td><td>{site.shift:.3f}</td><td>{format_probability(site.tail_probability)}</td>"
+        f"<tr><td>{escape(site.name)}</td><td>{format_shift(site.shift, site.shift_interval)}</td>"
+        f"<td>{format_probability(site.tail_probability)}</td>"
         f"<td>{format_weight(site.mean_weight, site.mean_weight_interval)}</td>"
         f"<td>{format_weight(site.variance_weight, site.variance_weight_interval)}</td>"
         f"<td>{escape(site.status)}</td></tr>"

@@ -54,6 +54,8 @@ class SiteReport:
         mean_weight_interval, variance_weight_interval: 95 % intervals of the weights, studentized with skewness and
             kurtosis of the instances; None while too few instances are known.
         risk: Parts of the estimated squared error; None when the policy does not say.
+        shift_interval: 95 % interval of the shift, from the noise of its location and scale together; None when the
+            policy does not say.
         status: "source", "tracking", "skipped: non-finite input", ...; ", per instance" behind it where the instances
             of the last batch had statistics of their own, as those of several domains have.
         excluded: Instances left out because their activations were not finite.
@@ -73,6 +75,7 @@ class SiteReport:
     mean_weight_interval: Interval | None = None
     variance_weight_interval: Interval | None = None
     risk: RiskParts | None = None
+    shift_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,14 @@ class Report:
 
 
 def _plain(site: SiteReport) -> dict[str, Any]:
-    named = {"mean_weight_interval", "variance_weight_interval", "risk"}
+    named = {"mean_weight_interval", "variance_weight_interval", "shift_interval", "risk"}
     values = {key: getattr(site, key) for key in site.__dataclass_fields__}
     return {k: v._asdict() if k in named and v is not None else v for k, v in values.items()}
 
 
 def _site(values: Mapping[str, Any]) -> SiteReport:
     told = dict(values)
-    for key in ("mean_weight_interval", "variance_weight_interval"):
+    for key in ("mean_weight_interval", "variance_weight_interval", "shift_interval"):
         if told.get(key) is not None:
             told[key] = Interval(**told[key])
     if told.get("risk") is not None:
@@ -214,13 +217,18 @@ def _row(site: SiteReport) -> tuple[str, ...]:
         str(site.channels),
         str(site.count),
         _number(site.effective_count, "{:.1f}"),
-        f"{site.shift:.3f}",
+        format_shift(site.shift, site.shift_interval),
         format_probability(site.tail_probability),
         format_weight(site.mean_weight, site.mean_weight_interval),
         format_weight(site.variance_weight, site.variance_weight_interval),
         _number(None if site.risk is None else sum(site.risk), "{:.1e}"),
         status,
     )
+
+
+def format_shift(shift: float, interval: Interval | None) -> str:
+    """A shift for a table, with its interval where there is one: "0.310 (0.254-0.367)"."""
+    return f"{shift:.3f}" if interval is None else f"{shift:.3f} ({interval.low:.3f}-{interval.high:.3f})"
 
 
 def format_weight(weight: float | None, interval: Interval | None) -> str:
