@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor import watched
+from normadapt.adapted import window_report
 from normadapt.baselines import BatchStatistics
 from normadapt.monitor import HISTORY, Recorder
 from normadapt.monitor.columns import Columns
@@ -187,6 +188,21 @@ def test_no_more_columns_than_asked_for_and_small_json() -> None:
             adapted(batch(1))
     assert len(recorder.history()) <= 16
     assert recorder.history().items.sum() == 100
+    assert recorder.failures == 0
+
+
+def test_a_policy_is_asked_once_for_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    made = window_report.diagnostics_of
+    monkeypatch.setattr(window_report, "diagnostics_of", lambda *of: (asked.append(1), made(*of))[1])
+    adapted = watched.adapted(model())
+    with Recorder(adapted, columns=8) as recorder:
+        for _ in range(128):
+            adapted(batch(8, 2.0))
+    history = recorder.history()
+    # 8 passes one by one, then 4 columns at each of four strides; rows wait 32 passes before they are columns
+    assert len(asked) <= 2 * (8 + 4 * 4 + 32)
+    assert np.isfinite(history.shift).all()
     assert recorder.failures == 0
 
 

@@ -24,7 +24,6 @@ _CLASSES = 1000  # beyond, no histogram of classes is kept
 _SHOWN_CLASSES = 12
 _CHANNELS = 6
 _BINS = 24
-_ROUGHLY = 16  # of so many passes one measures the shift of a policy that says nothing itself
 
 
 class _Row(NamedTuple):
@@ -76,7 +75,9 @@ class Footage:
             return
         if len(self._rows) >= _BATCH or self._waiting > _WAITING:
             self.flush()
-        glimpse = self._reducer.glimpse(seen.records, exact=place % _ROUGHLY == 0)
+        stride = 1 if self._columns is None else self._columns.stride
+        # what a policy says takes time to make: it is asked once for each column
+        glimpse = self._reducer.glimpse(seen.records, exact=place // self._every % stride == 0)
         probabilities = seen.probabilities
         self._rows.append(_Row(time, items + self._skipped, glimpse, probabilities))
         self._waiting += 0 if probabilities is None else probabilities.numel()

@@ -16,7 +16,7 @@ from normadapt.reports.history import Numbers
 
 _SMALLEST = 1e-300
 _NO_WEIGHTS = (float("nan"), float("nan"))
-_Said: TypeAlias = tuple[tuple[float, ...] | None, tuple[float, float]]
+_Said: TypeAlias = tuple[tuple[float, ...], tuple[float, float]]
 
 
 class Layers(NamedTuple):
@@ -32,11 +32,11 @@ class Glimpse(NamedTuple):
     """What one pass said of each layer, not yet reduced.
 
     Args:
-        told: (shift^2 * channels, squared of location and scale, their two cumulants each) or None, by layer.
+        told: (shift^2 * channels, squared of location and scale, their two cumulants each), by layer.
         weights: Average weights by layer.
     """
 
-    told: list[tuple[float, ...] | None]
+    told: list[tuple[float, ...]]
     weights: list[tuple[float, float]]
 
 
@@ -50,28 +50,30 @@ class Reducer:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self._channels = np.array([float(source.mean.numel()) for source in sources])
-        self._before: list[tuple[object, _Said]] = [(None, (None, _NO_WEIGHTS))] * len(self._sources)
+        self._before: list[tuple[object, _Said | None]] = [(None, None)] * len(self._sources)
 
     def glimpse(self, records: Sequence[Record], *, exact: bool = True) -> Glimpse:
         """What the records say.
 
         Args:
             records: Of all sites.
-            exact: Whether to measure the shift where the policy says nothing; else it is unknown there.
+            exact: Whether to ask the policy anew; else what it said last is taken, which costs nothing.
         """
         said = [self._said(place, record, exact=exact) for place, record in enumerate(records)]
         return Glimpse([told for told, _ in said], [weights for _, weights in said])
 
     def _said(self, place: int, record: Record, *, exact: bool) -> _Said:
-        if record.told is None:
-            return (_measured(record, self._sources[place]) if exact else None), _NO_WEIGHTS
         before, said = self._before[place]
-        if before is not record.told and not (callable(record.told) and before == record.told):
-            told = record.told() if callable(record.told) else record.told
-            (l1, l2), (s1, s2) = told.cumulants
-            numbers = (sum(told.shift), *told.squared, l1, l2, s1, s2)
-            said = numbers, self._average(place, told)
-            self._before[place] = record.told, said
+        told = record.told
+        if said is not None and (not exact or before is told is not None or (callable(told) and told == before)):
+            return said
+        if told is None:
+            said = _measured(record, self._sources[place]), _NO_WEIGHTS
+        else:
+            found = told() if callable(told) else told
+            (l1, l2), (s1, s2) = found.cumulants
+            said = (sum(found.shift), *found.squared, l1, l2, s1, s2), self._average(place, found)
+        self._before[place] = told, said
         return said
 
     def _average(self, place: int, told: Diagnostics) -> tuple[float, float]:
@@ -84,8 +86,7 @@ class Reducer:
         """Numbers for each of the glimpses; the tails are computed for all of them at once."""
         if not glimpses:
             return []
-        blank = (float("nan"),) * 7
-        table = np.array([[row or blank for row in glimpse.told] for glimpse in glimpses])  # (P, L, 7)
+        table = np.array([glimpse.told for glimpse in glimpses])  # (P, L, 7)
         weights = np.array([glimpse.weights for glimpse in glimpses])  # (P, L, 2)
         shift = np.sqrt(np.maximum(table[..., 0], 0.0) / self._channels)
         tail = np.full(shift.shape, float("nan"))
