@@ -11,6 +11,13 @@ from normadapt.profiles.source_profile import SourceProfile
 from normadapt.version import __version__
 from normadapt.weights.blend import Blend
 
+
+def __getattr__(name: str) -> object:
+    if name == "Track":
+        raise AttributeError("normadapt.Track is gone: Domains() takes its place, and adapt() uses it by default")
+    raise AttributeError(f"module 'normadapt' has no attribute {name!r}")
+
+
 __all__ = [
     "AdaptedModel",
     "Blend",

@@ -22,7 +22,8 @@ _CALLS: Mapping[CodeType, Callable[[Mapping[str, Any]], Any]] = {
 }
 """The functions of ours that call a model with data, and how its arguments are found among their names."""
 
-_FILES = {"_adapt.py", "_profile_source.py", "batches.py", "forward.py"}  # of ours, from which a model is called
+# of ours, from which a model is called
+_FILES = {"_adapt.py", "_profile_source.py", "batches.py", "forward.py", "start.py"}
 
 
 def told(error: BaseException) -> str | None:

@@ -213,9 +213,11 @@ class AdaptedModel(nn.Module):
         """Without source data: one further pass, by which the stream's own first inputs are measured."""
         start, memory = self._starts.get(name), stream.memory
         if start is None:
-            if isinstance(memory, Memory) and memory.learned is not None and memory.learned.rehearsals:
+            learned = memory.learned if isinstance(memory, Memory) else None
+            if learned is not None and learned.finished:
                 return stream  # restored from a snapshot of a stream that had started
             start = self._starts[name] = Start(self._hooks, self.fingerprint)
+            start.waits = learned is not None
         with outside_autograd():
             if not start.done:
                 start.step(self.model, arguments, self._predictions)
@@ -501,7 +503,7 @@ class AdaptedModel(nn.Module):
 def _learned(stream: Stream, start: Start) -> Stream:
     """The stream with what its start has found so far."""
     found, memory = start.latest, stream.memory
-    if found is None:
+    if found is None or (start.waits and not start.done):
         return stream
     if not isinstance(memory, Memory):
         return stream._replace(memory=Memory.begun(found.profile, has_source=False))

@@ -30,7 +30,11 @@ def _report(domain: Domain, bank: Bank, profile: SourceProfile, hooks: list[Site
     looks = profile.looks
     described = looks.numel() > 0 and domain.count > 0
     look = domain.look[: looks.shape[-1]] / max(domain.count, 1.0)
-    words = look_in_words(look, looks[0], profile.places.deviation) if described else ""
+    words = (
+        look_in_words(look, looks[0], profile.places.deviation, "source" if bank.has_source else "first inputs")
+        if described
+        else ""
+    )
     resembles = () if is_source else resembled(domain.place, profile.places.known, profile.rehearsals)
     return DomainReport(
         number=domain.number,

@@ -88,9 +88,8 @@ _NONE = torch.zeros(0, dtype=torch.float64)
 _WINDOW = Window(0.0, _NONE, 0.0, _NONE, _NONE, _NONE, _NONE, (_NONE, _NONE))
 _ANSWERS = ClassDraws(0.0, _NONE, 0.0, 0.0, 0.0, _NONE)
 _DOMAIN = Domain(0, "", 0.0, 0.0, 0.0, _NONE, _NONE, 0.0, _NONE, 0.0, _ANSWERS, Each((_WINDOW,)))
-_SITE = SiteProfile(
-    0, _NONE, _NONE, Reference(_NONE, _NONE), SitePrior(*[_NONE] * len(SitePrior._fields)), *[_NONE] * 3
-)
+_PRIOR = SitePrior(*[_NONE] * len(SitePrior._fields))
+_SITE = SiteProfile(0, _NONE, _NONE, Reference(_NONE, _NONE), _PRIOR, _NONE, _NONE, _NONE)
 _LEARNED = SourceProfile("", "", 0, _NONE, EachValue({"": _SITE}), Places(*[_NONE] * len(Places._fields)))
 _MEMORY = Memory(Bank(Each((_DOMAIN,)), 0, 0, 0.0, 0.0, 0.0, _NONE, 0, _NONE, True), Draws(0.0, 0.0), _LEARNED)
 
@@ -197,6 +196,8 @@ class Domains(Policy):
         values = self._instances(evidence, batch)
         if values is None:
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
+        if source.name == batch.profile.cluster_site:
+            batch.features = self._clusters(values, batch, source)
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
         statistics = self._statistics(used, batch, source, evidence.count)
         behind = None if batch.looks or not first else partial(self._settled, batch)
@@ -288,6 +289,25 @@ class Domains(Policy):
             return grouped(evidence.instances.values, batch.count)
         except ValueError:
             return None
+
+    def _clusters(self, values: Tensor, batch: Batch, source: Source) -> Tensor:
+        """In place of class probabilities (n, K): how near each instance's features are to the profile's clusters.
+
+        Features are the instance means (n, C) as the layer normalizes them, in units of the reference.
+        """
+        profile = batch.profile
+        reference = on_device(profile, source.mean.device)[source.name].reference
+        mean = torch.empty_like(values[0])
+        deviation = torch.empty_like(values[0])
+        for group in batch.groups:
+            rows = slice(None) if group.rows is None else group.rows.to(mean.device)
+            used = batch.window(group.number, source).ready
+            mean[rows], deviation[rows] = used[0].double(), (used[1].double() + source.eps).sqrt()
+        of_source = (source.variance + source.eps).sqrt()
+        normalized = (values[0] - mean) / deviation * of_source + source.mean
+        y = (normalized - reference.mean) / reference.variance.sqrt()
+        distance = torch.cdist(y, profile.clusters.to(y)).square()
+        return torch.softmax(-0.5 * distance / profile.cluster_width**2, 1)
 
     def _window(
         self, group: Group, values: Tensor, call: int, batch: Batch, site: SiteProfile, source: Source

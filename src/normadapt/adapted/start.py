@@ -145,6 +145,7 @@ class Start:
         self.latest: Found | None = None
         self.several: bool | None = None
         self.done = False
+        self.waits = False  # whether what a restored stream knows is better than what is found before the end
 
     @property
     def count(self) -> int:
@@ -390,6 +391,8 @@ class Start:
             looks=self._looks,
             clusters=self._clusters[0],
             cluster_width=self._clusters[1],
+            cluster_site=self._hooks[self._order[-1]].source.name if self._clusters[0].shape[0] > 1 else "",
+            finished=self.done,
         )
         self.latest = Found(profile, self.several)
 

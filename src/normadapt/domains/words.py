@@ -17,20 +17,21 @@ def contrast_of(look: Tensor, source: Tensor) -> float:
     return math.exp(float(look[1] - source[1]))
 
 
-def look_in_words(look: Tensor, source: Tensor, deviation: Tensor) -> str:
+def look_in_words(look: Tensor, source: Tensor, deviation: Tensor, beside: str = "source") -> str:
     """How inputs differ from the source's: "contrast 0.4 of source, brighter".
 
     Args:
         look: Mean description (p,) of the domain's inputs, see `domains.describe`.
         source: The same of the source's.
         deviation: Natural deviation of each number among the source's inputs.
+        beside: What they are compared with.
     """
     if look.numel() < 2:
         return ""
     words = []
     ratio = contrast_of(look, source)
     if not 0.87 < ratio < 1.15:
-        words.append(f"contrast {ratio:.2g} of source")
+        words.append(f"contrast {ratio:.2g} of {beside}")
     level = float(look[0] - source[0])
     if abs(level) > max(_PLAIN, 0.5 * float(deviation[0])):
         words.append("brighter" if level > 0 else "darker")
@@ -40,7 +41,7 @@ def look_in_words(look: Tensor, source: Tensor, deviation: Tensor) -> str:
             words.append("rougher")
         elif edges < 0.67:
             words.append("smoother")
-    return ", ".join(words) or "as the source"
+    return ", ".join(words) or f"as the {beside}"
 
 
 def resembled(place: Tensor, known: Tensor, names: Sequence[str]) -> tuple[str, ...]:

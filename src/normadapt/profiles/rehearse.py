@@ -324,6 +324,7 @@ def assemble(
         looks=torch.stack(looks) if inputs.described else torch.zeros(0, 0, dtype=torch.float64),
         clusters=clusters[0],
         cluster_width=clusters[1],
+        cluster_site=hooks[shown.order[-1]].source.name if clusters[0].shape[0] > 1 else "",
         unlikeness=(sum(unexplained) / len(unexplained)) ** 0.5,
         excluded=excluded,
     )

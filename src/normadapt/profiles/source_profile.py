@@ -108,6 +108,8 @@ class SourceProfile:
         cluster_width: Root mean square distance of instances from their centre a channel.
         unlikeness: How far the inputs' moments lie from the running statistics, root mean square over layers and
             channels in source deviations, beyond what the number of inputs explains.
+        cluster_site: Name of the layer whose features these are.
+        finished: Whether all rehearsals were shown; False while a stream without source data is still starting.
         excluded: Instances left out because some layer saw NaN or Inf.
     """
 
@@ -125,6 +127,8 @@ class SourceProfile:
     clusters: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64), repr=False)
     cluster_width: float = 0.0
     unlikeness: float = 0.0
+    cluster_site: str = ""
+    finished: bool = True
     excluded: int = 0
 
     @cached_property
@@ -160,6 +164,7 @@ class SourceProfile:
             "rehearsals": self.rehearsals,
             "cluster_width": self.cluster_width,
             "unlikeness": self.unlikeness,
+            "cluster_site": self.cluster_site,
         }
         metadata = {"format": FORMAT, "profile": json.dumps(described)}
         save_file({key: value.contiguous().clone() for key, value in tensors.items()}, str(path), metadata=metadata)
@@ -213,5 +218,6 @@ class SourceProfile:
             clusters=tensors["|clusters"],
             cluster_width=float(described["cluster_width"]),
             unlikeness=float(described["unlikeness"]),
+            cluster_site=str(described["cluster_site"]),
             excluded=int(described["excluded"]),
         )
