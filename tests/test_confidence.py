@@ -99,7 +99,7 @@ def test_the_source_kept_risks_the_shift_and_no_variance():
 @pytest.mark.parametrize("n", [1, 16])
 def test_reports_hold_intervals_about_their_weights(policy, n):
     model = NET.model()
-    adapted = na.adapt(model, na.profile_source(model, [NET.source(256)]), policy)
+    adapted = na.adapt(model, NET.profile(), policy)
     with torch.no_grad():
         for i in range(64 // n):
             adapted(NET.target(n, seed=i))
@@ -135,7 +135,7 @@ def test_the_interval_covers_the_weight_of_the_true_shift():
     def draws(n, shift=0.0):
         return torch.empty(n, 8, dtype=torch.float64).exponential_(generator=generator) - 1 + shift
 
-    profile = na.profile_source(layer, [draws(4000)])
+    profile = na.profile_source(layer, [draws(4000)], rehearsals={})
     inside, runs, n = 0, 200, 40
     for _ in range(runs):
         adapted = na.adapt(layer, profile, na.Blend(), predictions=lambda output: torch.full((len(output), 2), 0.5))

@@ -54,8 +54,7 @@ def test_non_finite_instances_are_left_out_and_counted(name, value, profiled):
     assert [(s.count, s.excluded) for s in ours] == [(24 * calls, 6 * calls)] * len(ours)
     assert [s.mean_weight for s in ours] == pytest.approx([s.mean_weight for s in others], rel=1e-3)
     assert "6 left out" in str(adapted.report()) or calls == 2
-    if profiled:  # what a stream has learned instead of a profile is in no snapshot yet
-        assert everything_is_finite(adapted)
+    assert everything_is_finite(adapted)
 
 
 def test_what_was_not_finite_upstream_stays_out_downstream():
@@ -121,8 +120,8 @@ def test_the_state_stays_finite_for_ever(policy, spike, dtype, first):
 
 @pytest.mark.parametrize(
     ("profiled", "when", "spike"),
-    [*((True, "later", spike) for spike in SPIKES), *((True, "first", spike) for spike in ROUGH),
-     *((False, "later", spike) for spike in ROUGH)],
+    [*((True, "later", spike) for spike in SPIKES), (True, "first", "one of both signs"), (True, "first", "nan"),
+     (False, "later", "one 1e30")],
 )  # fmt: skip
 def test_a_spike_does_not_outlast_itself(profiled, when, spike):
     """Two absurd batches, then a target: 320 instances later the answers are those of a model that saw only that."""

@@ -43,8 +43,11 @@ def run(adapted, inputs, case):
         return [case.call(adapted, x) for x in inputs]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", [n for n in CASES if n != "keywords"])
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [*(("domains", name) for name in CASES if name != "keywords"),
+     *((policy, name) for policy in POLICIES if policy != "domains" for name in ("1d", "2d", "instance", "tuple"))],
+)  # fmt: skip
 def test_every_policy_at_every_site(policy, name):
     case = CASES[name]
     model, rule = case.model(), POLICIES[policy]
@@ -160,7 +163,7 @@ def applied(layer, use):
 @pytest.mark.parametrize("shift", [0.0, 0.2, 1.0])
 def test_blend_by_hand(pooling, shift):
     layer, x = norm(), data(6, seed=3, shift=shift)
-    profile = na.profile_source(layer, [data(200, seed=9)])
+    profile = na.profile_source(layer, [data(200, seed=9)], rehearsals={})
     adapted = na.adapt(layer, profile, na.Blend(pooling=pooling))
     adapted(x)
     d, r, w = observed(layer, profile, x)
@@ -176,7 +179,7 @@ def test_blend_by_hand(pooling, shift):
 
 def test_blend_over_the_model_by_hand():
     layers = nn.Sequential(norm(), norm())
-    profile = na.profile_source(layers, [data(200, seed=9)])
+    profile = na.profile_source(layers, [data(200, seed=9)], rehearsals={})
     x = data(6, seed=3, shift=0.5)
     adapted = na.adapt(layers, profile, na.Blend(pooling="model"))
     adapted(x)
@@ -218,6 +221,5 @@ def test_affine_equivariance(policy, scale, offset):
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 100.0), (0.01, 0.0), (100.0, -3.0)])
-@pytest.mark.parametrize("policy", [na.Domains(), na.Blend()])
-def test_affine_equivariance_with_a_profile(policy, scale, offset):
-    equivariant(policy, scale, offset, profiled=True)
+def test_affine_equivariance_with_a_profile(scale, offset):
+    equivariant(na.Domains(), scale, offset, profiled=True)

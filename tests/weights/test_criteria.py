@@ -79,7 +79,7 @@ def test_tail_weights_are_the_smaller_of_mse_and_safe():
 @pytest.mark.parametrize("profiled", [False, True])
 def test_every_criterion_adapts_and_keeps_its_weights_in_bounds(criterion, pooling, profiled):
     model = NET.model()
-    profile = na.profile_source(model, [NET.source(200)]) if profiled else None
+    profile = NET.profile() if profiled else None
     adapted = na.adapt(model, profile, na.Blend(criterion=criterion, pooling=pooling))
     with torch.no_grad():
         for n in (1, 3, 16, 64):
