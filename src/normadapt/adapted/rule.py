@@ -196,7 +196,7 @@ class Domains(Policy):
         values = self._instances(evidence, batch)
         if values is None:
             return state, Statistics(carry=batch, status="skipped: rows are not the batch's")
-        if source.name == batch.profile.cluster_site:
+        if batch.profile.clusters.numel() and source.name == batch.profile.cluster_site:
             batch.features = self._clusters(values, batch, source)
         used = [self._window(group, values, evidence.call, batch, site, source) for group in batch.groups]
         statistics = self._statistics(used, batch, source, evidence.count)
