@@ -97,7 +97,7 @@ def test_two_processes_are_one_to_whoever_reads(workers: tuple[Worker, Worker], 
         assert not any("pid=" in name for name in told)
     shift = told[LARGEST]
     _, _ = first.say("passes 1 0.0").split()
-    assert first.read()[LARGEST] < shift
+    assert first.read()[LARGEST] != shift  # the last to say so is another now
     second.end()
     told = first.read()
     assert told[UPDATES] == 13  # what an ended process has counted stays counted
