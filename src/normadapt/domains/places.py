@@ -32,7 +32,6 @@ class PlaceSettings:
 _SQUASH = 3.0  # natural deviations up to which features count linearly
 _BEST = 3  # directions in which rehearsals must stand out
 _TURNS = 3  # rounds of finding the domains among a stream's first inputs
-_FEATURES = 256  # beyond, the leading principal directions of the features stand for them
 
 
 class Places(NamedTuple):
