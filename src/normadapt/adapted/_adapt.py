@@ -506,10 +506,10 @@ def _learned(stream: Stream, start: Start) -> Stream:
     if found is None or (start.waits and not start.done):
         return stream
     if not isinstance(memory, Memory):
-        return stream._replace(memory=Memory.begun(found.profile, has_source=False))
-    if memory.learned is found.profile:
+        return stream._replace(memory=Memory.begun(found, has_source=False))
+    if memory.learned is found:
         return stream
-    return stream._replace(memory=memory.relearned(found.profile))
+    return stream._replace(memory=memory.relearned(found))
 
 
 def _named(bank: Bank, found: Domain, name: str) -> Bank:

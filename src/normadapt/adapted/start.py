@@ -7,7 +7,7 @@ then, once enough inputs are kept, of these under one rehearsal after the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,18 +41,6 @@ _AS_SOURCE = 16  # inputs of which the scatter can be measured at all: until the
 _INPUTS = 64  # inputs that are kept and rehearsed
 _BLOCK = 8  # inputs of a rehearsal that are shown before the next rehearsal's
 _DESCRIBED = 4  # descriptions of changed inputs before a batch is answered, for each of its instances
-
-
-class Found(NamedTuple):
-    """What a start has found so far.
-
-    Args:
-        profile: What takes the place of a source profile.
-        several: Whether the first inputs were found to be of several domains; None while nobody knows.
-    """
-
-    profile: SourceProfile
-    several: bool | None
 
 
 class _Groups:
@@ -142,7 +130,7 @@ class Start:
         self._looks = torch.zeros(0, 0, dtype=torch.float64)
         self._clusters: tuple[Tensor, float] = (torch.zeros(0, 0, dtype=torch.float64), 0.0)
         self._labels = torch.zeros(0, dtype=torch.long)
-        self.latest: Found | None = None
+        self.latest: SourceProfile | None = None
         self.several: bool | None = None
         self.done = False
         self.waits = False  # whether what a restored stream knows is better than what is found before the end
@@ -394,7 +382,7 @@ class Start:
             cluster_site=self._hooks[self._order[-1]].source.name if self._clusters[0].shape[0] > 1 else "",
             finished=self.done,
         )
-        self.latest = Found(profile, self.several)
+        self.latest = profile
 
     def _run(self, model: nn.Module, visitor: Any, arguments: Arguments) -> Any:
         for hook in self._hooks:

@@ -78,18 +78,6 @@ def prefer_something(entropies: Tensor, classes: int) -> Tensor:
     return entropies <= _SAYS_NOTHING * math.log(classes)
 
 
-def imbalance(frequencies: Tensor, reference: Tensor | float, chance: float) -> float:
-    """Squared distance of class frequencies (K,) from a reference's, over what a single class has on average.
-
-    Args:
-        frequencies: Of each class.
-        reference: The same of the reference (K,), or one number for all classes.
-        chance: Probability that two independent instances of the reference share their class.
-    """
-    difference = frequencies - reference
-    return float(difference @ difference) / max(1 - chance, 1e-12)
-
-
 def argmax_frequencies(probabilities: Tensor) -> tuple[Tensor, int]:
     """How often each class (K,) is the most probable one, float64, and among how many rows (n, K).
 
